@@ -1,0 +1,18 @@
+//! What Python decides once and workers obey for every command.
+
+/// Mode- and limit-dependent facts of one logical unit; immutable, swapped atomically.
+/// A limit of 0 means: no limit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LunPolicy {
+    pub block_size: u32,
+    pub blocks: u64,
+    pub write_protected: bool,
+    pub write_cache: bool,
+    pub descriptor_sense: bool,
+    pub max_transfer_blocks: u32,
+    pub max_write_same_blocks: u64,
+    pub max_unmap_blocks: u32,
+    pub max_unmap_descriptors: u32,
+    /// UNMAP and WRITE SAME with UNMAP deallocate; deallocated blocks read as zeros.
+    pub unmap: bool,
+}

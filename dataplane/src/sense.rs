@@ -1,0 +1,1 @@
+//! Sense data (SPC-6 4.4).

@@ -1,0 +1,1 @@
+"""vscsi-emu: a virtio-scsi HBA in user space."""

@@ -1,0 +1,377 @@
+"""The native data plane (Rust crate ``dataplane/``).
+
+Rust moves data; Python decides. Nothing here holds the GIL while it blocks, and nothing here is
+called from a worker thread: workers talk to Python through an `Inbox` only.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Final, final
+
+class DataplaneError(Exception):
+    """Base of what the data plane raises."""
+
+class GuestMemoryError(DataplaneError):
+    """An address or length lies outside guest memory, or a region cannot be mapped."""
+
+class RingError(DataplaneError):
+    """A ring is set up in a way that no driver may ask for."""
+
+# ── Sense ──────────────────────────────────────────────────────────────────────────────────────
+
+def build_sense(
+    key: int,
+    asc: int,
+    ascq: int,
+    *,
+    descriptor: bool = False,
+    deferred: bool = False,
+    information: int | None = None,
+    field: int | None = None,
+    bit: int | None = None,
+    in_cdb: bool = True,
+) -> bytes:
+    """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6 4.4.
+
+    `field`/`bit` fill the sense-key-specific field pointer of ILLEGAL REQUEST (byte offset and bit
+    number; `in_cdb` sets C/D). `information` above 32 bits in fixed format leaves VALID at 0.
+    """
+
+# ── Guest memory ───────────────────────────────────────────────────────────────────────────────
+
+@final
+class GuestMemory:
+    """RAM of one guest. Addresses are guest-physical unless said otherwise; all bounds-checked."""
+
+    def __init__(self) -> None: ...
+    @staticmethod
+    def anonymous(size: int, guest_address: int = 0) -> GuestMemory:
+        """Memory of our own (a memfd), for the in-process guest and tests."""
+    def replace(self, regions: Sequence[tuple[int, int, int, int, int]]) -> None:
+        """The whole table: (guest_address, size, user_address, mmap_offset, fd) each.
+
+        File descriptors are mapped, not kept: the caller closes its own. Raises
+        `GuestMemoryError` (overlap, zero size, wrap-around, mmap failure) and then leaves the old
+        table in force. I/O in flight keeps the old mapping alive until it ends.
+        """
+    def add(self, region: tuple[int, int, int, int, int]) -> None: ...
+    def remove(self, guest_address: int, user_address: int, size: int) -> None:
+        """Removes the region with exactly these; `GuestMemoryError` if there is none."""
+    def user_to_guest(self, user_address: int, length: int) -> int:
+        """Guest address of a front end's user address (vhost-user ring addresses)."""
+    def read(self, address: int, length: int) -> bytes: ...
+    def write(self, address: int, data: bytes) -> None: ...
+    def load_u16_acquire(self, address: int) -> int: ...
+    def store_u16_release(self, address: int, value: int) -> None: ...
+    @staticmethod
+    def fence() -> None:
+        """Full memory barrier (store→load order: index published, then suppression read)."""
+    def fileno(self) -> int:
+        """The memfd of `anonymous` memory, to hand to another process; -1 otherwise."""
+    @property
+    def regions(self) -> list[tuple[int, int, int]]:
+        """(guest_address, size, user_address), sorted by guest address."""
+    @property
+    def dead(self) -> bool:
+        """True once a region was found truncated (SIGBUS): zero pages stand in for it."""
+
+# ── Storage engines ────────────────────────────────────────────────────────────────────────────
+
+@final
+class Engine:
+    """What holds the bytes of a logical unit. Opens nothing: it is given open descriptors."""
+
+    @staticmethod
+    def file(
+        fd: int, size: int, *, direct_fd: int = -1, discard: bool = True, read_only: bool = False
+    ) -> Engine:
+        """A regular file or block device. Dups `fd`; `direct_fd` is the same file with O_DIRECT,
+        used where address, length and offset are aligned for it (else bounced or buffered)."""
+    @staticmethod
+    def memory(size: int) -> Engine:
+        """Sparse anonymous memory (memfd)."""
+    @staticmethod
+    def null(size: int) -> Engine:
+        """Reads zeros, forgets writes."""
+    @property
+    def size(self) -> int: ...
+    @property
+    def can_discard(self) -> bool:
+        """Whether deallocation really frees space here (probed, not guessed)."""
+
+# ── What Rust must know of a logical unit ──────────────────────────────────────────────────────
+
+ROUTE_PYTHON: Final = 0
+ROUTE_READ: Final = 1
+ROUTE_WRITE: Final = 2
+ROUTE_MEDIA: Final = 3  # other media commands: SYNCHRONIZE CACHE, VERIFY …
+
+CLASS_READ: Final = 1
+CLASS_WRITE: Final = 2
+CLASS_MEDIA: Final = 4
+CLASS_ALL: Final = 7
+
+@final
+class LunPolicy:
+    """Everything mode- or limit-dependent that the fast way needs; immutable."""
+
+    def __init__(
+        self,
+        *,
+        block_size: int,
+        blocks: int,
+        write_protected: bool = False,
+        write_cache: bool = True,
+        descriptor_sense: bool = False,
+        max_transfer_blocks: int = 0,
+        max_write_same_blocks: int = 0,
+        max_unmap_blocks: int = 0,
+        max_unmap_descriptors: int = 0,
+        unmap: bool = False,
+    ) -> None:
+        """Limits of 0 mean: no limit. `unmap`: UNMAP and WRITE SAME with UNMAP deallocate;
+        deallocated blocks read as zeros (LBPRZ = 1)."""
+    block_size: int
+    blocks: int
+    write_protected: bool
+    write_cache: bool
+    descriptor_sense: bool
+    max_transfer_blocks: int
+    max_write_same_blocks: int
+    max_unmap_blocks: int
+    max_unmap_descriptors: int
+    unmap: bool
+    def replace(self, **changes: int) -> LunPolicy:
+        """A copy with these fields changed."""
+
+@final
+class Lu:
+    """A logical unit's data plane: engine, policy, routes. Shared by all nexuses."""
+
+    def __init__(self, engine: Engine, policy: LunPolicy, routes: bytes) -> None:
+        """`routes`: 256 ROUTE_* values indexed by OPERATION CODE, made from the CDB table."""
+    policy: LunPolicy
+    """Read, or assigned to swap atomically; commands already started keep the old one."""
+    @property
+    def engine(self) -> Engine: ...
+
+@final
+class Nexus:
+    """I_T_L nexus: one port's way to one logical unit, with its gate."""
+
+    def __init__(self, lu: Lu) -> None: ...
+    @property
+    def lu(self) -> Lu: ...
+    def close(self, classes: int) -> None:
+        """Commands of these classes (CLASS_*) now come to Python. Commands that began before may
+        still run: await `Worker.quiesce` where that matters."""
+    def open(self, classes: int) -> None:
+        """The fast way for these classes again, as soon as no command of this nexus is waiting
+        for Python's decision, so that nothing overtakes."""
+    @property
+    def closed(self) -> int:
+        """Classes closed right now."""
+    @property
+    def pending(self) -> int:
+        """Commands of this nexus in the inbox or with Python, not yet decided."""
+
+@final
+class Port:
+    """An HBA's initiator port as workers see it: request layout and LUN map."""
+
+    def __init__(self) -> None: ...
+    cdb_size: int
+    sense_size: int
+    inout: bool
+    """VIRTIO_SCSI_F_INOUT negotiated."""
+    def set_luns(self, luns: Mapping[tuple[int, int], Nexus]) -> None:
+        """(target, LUN) → nexus, swapped atomically. A request to a target without any entry is
+        answered BAD_TARGET; to an absent LUN of a known target, or to a well-known LU, it comes to
+        Python with `nexus` None."""
+
+# ── Workers and the inbox ──────────────────────────────────────────────────────────────────────
+
+@final
+class Command:
+    """A SCSI command that Python decides: call exactly one of `finish`, `execute`, `fail`, once.
+    A later call, or one after an abort, does nothing. A dropped handle is answered FAILURE."""
+
+    @property
+    def port(self) -> Port: ...
+    @property
+    def nexus(self) -> Nexus | None: ...
+    @property
+    def lun(self) -> bytes:
+        """The request's 8-byte lun field."""
+    @property
+    def tag(self) -> int: ...
+    @property
+    def task_attribute(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def crn(self) -> int: ...
+    @property
+    def cdb(self) -> bytes:
+        """`cdb_size` bytes."""
+    @property
+    def data_out(self) -> bytes:
+        """The data-out buffer, at most its first MiB, copied when the command was taken.
+        Empty for commands whose route is media (Rust has them in place)."""
+    @property
+    def data_out_length(self) -> int: ...
+    @property
+    def data_in_length(self) -> int: ...
+    def finish(self, status: int, *, data_in: bytes = b"", sense: bytes = b"") -> None:
+        """Response OK with this SAM status. residual = buffer length minus bytes moved (data-out
+        counts as consumed when status is GOOD). `data_in` longer than the buffer: OVERRUN."""
+    def execute(self) -> None:
+        """Hands a media command to the same Rust code as the fast way."""
+    def fail(self, response: int) -> None:
+        """A virtio-scsi response other than OK (BAD_TARGET, FAILURE …)."""
+
+@final
+class Control:
+    """A request on the control queue, as raw bytes both ways. Finish once."""
+
+    @property
+    def port(self) -> Port: ...
+    @property
+    def queue(self) -> Queue: ...
+    @property
+    def request(self) -> bytes: ...
+    @property
+    def reply_capacity(self) -> int: ...
+    def finish(self, reply: bytes) -> None: ...
+
+@final
+class Notice:
+    """Something that is not a command. `kind` is one of:
+
+    - ``"done"``: an asynchronous call with this `token` ended; `value` is its result
+    - ``"call"``: queue `value` of in-band `Notifier` `token` wants its driver notified
+    - ``"event"``: the event queue that `Queue.want_event_buffers` watched has buffers again
+    - ``"broken"``: the ring of `queue` broke an invariant; it is stopped; `text` says how
+    - ``"warning"``: `text` is worth one log line
+    """
+
+    @property
+    def kind(self) -> str: ...
+    @property
+    def token(self) -> int: ...
+    @property
+    def value(self) -> int: ...
+    @property
+    def queue(self) -> Queue | None: ...
+    @property
+    def text(self) -> str: ...
+
+@final
+class Inbox:
+    """Worker → Python. One a process; the control thread watches `fileno`."""
+
+    def __init__(self) -> None: ...
+    def fileno(self) -> int: ...
+    def take(self, limit: int = 256) -> list[Command | Control | Notice]:
+        """What has arrived, oldest first; clears the eventfd. Call again while it is full."""
+
+@final
+class Worker:
+    """A thread that serves queues. It never holds the GIL. `token`s come back as "done"."""
+
+    def __init__(self, inbox: Inbox, name: str, *, io_uring: bool = True) -> None: ...
+    @property
+    def io_backend(self) -> str:
+        """``"io_uring"`` or ``"threads"`` (refused by seccomp or kernel, or not wanted)."""
+    def abort(
+        self,
+        token: int,
+        response: int,
+        *,
+        port: Port | None = None,
+        lu: Lu | None = None,
+        tag: int | None = None,
+    ) -> None:
+        """Ends matching commands with `response` (None matches all). First takes what the queues
+        of `port` already offer, so that a command queued before the TMF is hit by it. "done" when
+        the last one is complete; `value` = commands hit."""
+    def query(
+        self,
+        token: int,
+        *,
+        port: Port | None = None,
+        lu: Lu | None = None,
+        tag: int | None = None,
+    ) -> None:
+        """"done" with `value` = matching commands in the task set now (after taking as above)."""
+    def quiesce(self, token: int, *, lu: Lu | None = None) -> None:
+        """"done" when commands of `lu` that were running (not with Python) at this call are."""
+    def stop(self) -> None:
+        """Ends the thread: drains engines, drops queues. Blocks (GIL released)."""
+
+@final
+class Notifier:
+    """How a queue tells its driver of used buffers."""
+
+    @staticmethod
+    def none() -> Notifier:
+        """The driver polls."""
+    @staticmethod
+    def fd(fd: int) -> Notifier:
+        """An eventfd, or the write end of a pipe (User-Mode Linux); dup'ed, never blocks us."""
+    @staticmethod
+    def inband(token: int) -> Notifier:
+        """Posts a "call" `Notice` with `token`; the transport sends BACKEND_VRING_CALL."""
+
+KIND_CONTROL: Final = 0
+KIND_EVENT: Final = 1
+KIND_REQUEST: Final = 2
+
+@final
+class Queue:
+    """A started virtqueue on a worker. Made with its whole configuration; runs until `stop`."""
+
+    def __init__(
+        self,
+        worker: Worker,
+        inbox: Inbox,
+        port: Port,
+        memory: GuestMemory,
+        *,
+        index: int,
+        kind: int,
+        size: int,
+        desc: int,
+        driver: int,
+        device: int,
+        features: int,
+        next_avail: int = 0,
+        next_used: int | None = None,
+        enabled: bool = True,
+        notifier: Notifier | None = None,
+        kick_fd: int = -1,
+    ) -> None:
+        """`desc`, `driver`, `device`: guest addresses of the three ring parts. `features`: the
+        negotiated bits (EVENT_IDX, INDIRECT_DESC, VERSION_1, ANY_LAYOUT …). `next_used` None: read
+        from the used ring. Looks at the ring at once, without a kick. `RingError`: bad size,
+        misaligned or unmapped ring."""
+    @property
+    def index(self) -> int: ...
+    @property
+    def kind(self) -> int: ...
+    def set_enabled(self, enabled: bool) -> None: ...
+    def set_notifier(self, notifier: Notifier) -> None: ...
+    def set_kick_fd(self, fd: int) -> None:
+        """A new kick descriptor (eventfd or pipe; dup'ed), -1: none. Raises ValueError for a
+        descriptor that cannot be waited on."""
+    def kick(self) -> None:
+        """An in-band or register kick."""
+    def push_event(self, token: int, event: bytes) -> None:
+        """Event queue: writes `event` into the next buffer. "done" with 1, or 0 for no buffer."""
+    def want_event_buffers(self) -> None:
+        """Event queue: posts one "event" Notice when the driver offers a buffer."""
+    def stop(self, token: int, *, abort: int | None = None) -> None:
+        """Takes no more chains, waits for those in flight, then "done" with `value` = next avail
+        index. With `abort`: commands not yet running (with Python) end with this response.
+        A stopped queue never touches guest memory again. May be called once."""
+    def discard(self, token: int) -> None:
+        """As `stop`, but the driver is gone: nothing more is written to its rings."""
