@@ -1,0 +1,376 @@
+"""The virtio-scsi guest driver: the 2011 Linux driver's job, over any `Bus`.
+
+Clauses are those of virtio 1.4, 5.6.
+"""
+
+import itertools
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Final, Generic, TypeVar
+
+from vscsi_emu.driver.bus import Bus
+from vscsi_emu.driver.queue import BufferQueue, Ticket
+from vscsi_emu.driver.request import RESPONSE_FIXED, Framing, Request, Result, separate
+from vscsi_emu.driver.vring import RingFull, RingLayout, SplitRing
+from vscsi_emu.virtio import config as scsi_config
+from vscsi_emu.virtio.config import ScsiConfig
+from vscsi_emu.virtio.features import Feature, Status
+from vscsi_emu.virtio.scsi import (
+    AsyncReply,
+    AsyncRequest,
+    ControlType,
+    Event,
+    TmfRequest,
+    encode_lun,
+)
+
+CONTROL_QUEUE: Final = 0
+EVENT_QUEUE: Final = 1
+REQUEST_QUEUE: Final = 2
+"""The first one."""
+EVENT_BUFFERS: Final = 8
+SENSE_SIZE_OFFSET: Final = 20
+CDB_SIZE_OFFSET: Final = 24
+
+KNOWN: Final = (
+    Feature.VERSION_1
+    | Feature.ANY_LAYOUT
+    | Feature.INDIRECT_DESC
+    | Feature.EVENT_IDX
+    | Feature.SCSI_HOTPLUG
+    | Feature.SCSI_CHANGE
+    | Feature.SCSI_INOUT
+)
+
+T = TypeVar("T")
+
+
+class ProbeError(RuntimeError):
+    """The device cannot be used; it was told so by FAILED."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How the driver uses a device.
+
+    `features`: accepted if offered. `queue_size`: the most entries a ring gets. `queues`: request
+    queues used (None: all). `cdb_size`, `sense_size`: None leaves the device's. `framing`: how
+    headers and data share descriptors; for a legacy device without ANY_LAYOUT it must be
+    `separate`. `indirect_from`: as for `SplitRing.add`, if negotiated. `align`: of buffers, bytes.
+    `event_buffers`: how many the event queue is kept filled with. `obey_limits` False plays an
+    old guest that ignores max_sectors, seg_max and cmd_per_lun.
+    """
+
+    features: Feature = KNOWN
+    queue_size: int = 128
+    queues: int | None = 1
+    cdb_size: int | None = None
+    sense_size: int | None = None
+    framing: Framing = separate
+    indirect_from: int | None = 0
+    align: int = 16
+    event_buffers: int = EVENT_BUFFERS
+    obey_limits: bool = True
+
+
+@dataclass(eq=False, frozen=True, slots=True)
+class InFlight(Generic[T]):
+    """A request on its way. `tag` is its id, for task management."""
+
+    queue: int
+    tag: int
+    lun: bytes
+    ticket: Ticket
+    parse: Callable[[bytes], T]
+
+    @property
+    def done(self) -> bool:
+        return self.ticket.done
+
+
+class VirtioScsi:
+    """A virtio-scsi device, probed when made. Not for use by several threads.
+
+    `timeout`: seconds that any wait takes at most, unless it is told otherwise.
+    """
+
+    def __init__(self, bus: Bus, options: Options | None = None, *, timeout: float = 10.0) -> None:
+        self.bus = bus
+        self.options = options or Options()
+        self.timeout = timeout
+        self.features = Feature(0)
+        self.config = ScsiConfig()
+        self.queues: dict[int, BufferQueue] = {}
+        self._tags = itertools.count(1)
+        self._commands: dict[Ticket, bytes] = {}
+        self._per_lun: Counter[bytes] = Counter()
+        self._events: list[Event] = []
+        self._probe()
+
+    # ── Probe ───────────────────────────────────────────────────────────────────────────────────
+
+    def _probe(self) -> None:
+        """Initialization in the order of 3.1.1; 3.1.2 for a device without VERSION_1."""
+        self.bus.reset()
+        status = Status.ACKNOWLEDGE
+        self.bus.set_status(status)
+        status |= Status.DRIVER
+        self.bus.set_status(status)
+        try:
+            self.features = Feature(self.bus.device_features() & self.options.features)
+            self.bus.set_driver_features(self.features)
+            if Feature.VERSION_1 in self.features:
+                status |= Status.FEATURES_OK
+                self.bus.set_status(status)
+                if not self.bus.status() & Status.FEATURES_OK:
+                    raise ProbeError(f"the device refused features {self.features!r}")
+            self._configure()
+            self._find_queues()
+        except BaseException:
+            self.bus.set_status(status | Status.FAILED)
+            raise
+        self.bus.set_status(status | Status.DRIVER_OK)
+        self._fill_events(self.options.event_buffers)
+
+    def _configure(self) -> None:
+        for offset, size in (
+            (SENSE_SIZE_OFFSET, self.options.sense_size),
+            (CDB_SIZE_OFFSET, self.options.cdb_size),
+        ):
+            if size is not None:
+                self.bus.write_config(offset, size.to_bytes(4, "little"))
+        self.config = ScsiConfig.unpack(self.bus.read_config(0, scsi_config.SIZE))
+
+    def _find_queues(self) -> None:
+        requests = self.config.num_queues
+        if self.options.queues is not None:
+            requests = min(requests, self.options.queues)
+        for index in range(REQUEST_QUEUE + requests):
+            size = min(self.bus.max_queue_size(index), self.options.queue_size)
+            self.queues[index] = self._make_queue(size)
+            self.bus.start_queue(index, self.queues[index].ring.layout)
+
+    def _make_queue(self, size: int) -> BufferQueue:
+        modern = Feature.VERSION_1 in self.features
+        layout = (RingLayout.modern if modern else RingLayout.legacy)(self.bus.allocator, size)
+        ring = SplitRing(
+            self.bus.memory,
+            self.bus.allocator,
+            layout,
+            event_idx=Feature.EVENT_IDX in self.features,
+            indirect=Feature.INDIRECT_DESC in self.features,
+            trust_length=modern,
+        )
+        return BufferQueue(
+            self.bus.memory,
+            self.bus.allocator,
+            ring,
+            trust_length=modern,
+            align=self.options.align,
+        )
+
+    # ── Commands ────────────────────────────────────────────────────────────────────────────────
+
+    def execute(
+        self,
+        target: int,
+        lun: int,
+        cdb: bytes,
+        *,
+        data_out: bytes = b"",
+        data_in_length: int = 0,
+        queue: int = REQUEST_QUEUE,
+    ) -> Result:
+        """One SCSI command, waited for. `TimeoutError` if no notification brings its answer."""
+        return self.wait(
+            self.submit(
+                target, lun, cdb, data_out=data_out, data_in_length=data_in_length, queue=queue
+            )
+        )
+
+    def submit(
+        self,
+        target: int,
+        lun: int,
+        cdb: bytes,
+        *,
+        data_out: bytes = b"",
+        data_in_length: int = 0,
+        queue: int = REQUEST_QUEUE,
+    ) -> InFlight[Result]:
+        """Starts a SCSI command; waits only for room in the ring and under cmd_per_lun."""
+        request = Request(encode_lun(target, lun), cdb, next(self._tags), data_out, data_in_length)
+        return self.submit_request(request, queue=queue)
+
+    def submit_request(
+        self, request: Request, *, queue: int = REQUEST_QUEUE, publish: bool = True
+    ) -> InFlight[Result]:
+        """As `submit`, of a request made by hand. With `publish` False the device does not see it
+        before the next one, or `publish`."""
+        if self.options.obey_limits:
+            self._check_limits(request)
+            self._pump_until(
+                [queue],
+                lambda: self._per_lun[request.lun] < self.config.cmd_per_lun,
+                "room under cmd_per_lun",
+            )
+        readable, writable = self._pieces(request)
+        sense_size = self.config.sense_size
+        ticket = self._add(queue, readable, writable)
+        self._commands[ticket] = request.lun
+        self._per_lun[request.lun] += 1
+        if publish:
+            self.publish(queue)
+        return InFlight(
+            queue,
+            request.tag,
+            request.lun,
+            ticket,
+            lambda reply: Result.unpack(reply, sense_size, request),
+        )
+
+    def _pieces(self, request: Request) -> tuple[list[bytes], list[int]]:
+        header = request.pack_header(self.config.cdb_size)
+        source = header + request.data_out
+        readable = []
+        for length in self.options.framing(len(header), len(request.data_out)):
+            readable.append(source[:length])
+            source = source[length:]
+        response = RESPONSE_FIXED + self.config.sense_size
+        writable = self.options.framing(response, request.data_in_length)
+        return [piece for piece in readable if piece], [n for n in writable if n]
+
+    def _check_limits(self, request: Request) -> None:
+        longest = self.config.max_sectors * 512
+        length = max(len(request.data_out), request.data_in_length)
+        if length > longest:
+            raise ValueError(f"{length} bytes of data are above max_sectors ({longest} bytes)")
+
+    def next_tag(self) -> int:
+        """An id for a request made by hand."""
+        return next(self._tags)
+
+    # ── Waiting ─────────────────────────────────────────────────────────────────────────────────
+
+    def wait(self, item: InFlight[T], timeout: float | None = None) -> T:
+        """The answer; `TimeoutError` if no notification brings it in time."""
+        what = f"answer to request {item.tag} on queue {item.queue}"
+        self._pump_until([item.queue], lambda: item.done, what, timeout)
+        return item.parse(item.ticket.reply)
+
+    def wait_all(self, items: Sequence[InFlight[T]], timeout: float | None = None) -> list[T]:
+        return [self.wait(item, timeout) for item in items]
+
+    def publish(self, queue: int) -> None:
+        """Shows the device what was added, and notifies it if it wants that."""
+        if self.queues[queue].ring.publish():
+            self.bus.notify(queue)
+
+    def reap(self, queue: int) -> list[Ticket]:
+        """Takes back what the device used on a queue, notified or not."""
+        tickets = self.queues[queue].reap()
+        for ticket in tickets:
+            lun = self._commands.pop(ticket, None)
+            if lun is not None:
+                self._per_lun[lun] -= 1
+        return tickets
+
+    def _pump_until(
+        self,
+        queues: Collection[int],
+        condition: Callable[[], bool],
+        what: str,
+        timeout: float | None = None,
+    ) -> None:
+        """Takes used buffers as the device notifies, until `condition`.
+
+        Rings are looked at when they notify, and when notifications are switched on again
+        (2.7.14); a notification that the device owes and does not send is thus an error.
+        """
+        deadline = time.monotonic() + (self.timeout if timeout is None else timeout)
+        while not condition():
+            pending = [q for q in queues if self.queues[q].ring.enable_notifications()]
+            left = deadline - time.monotonic()
+            ready = set(pending) or self.bus.wait(queues, left)
+            for queue in ready:
+                self.queues[queue].ring.disable_notifications()
+                self.reap(queue)
+            if left <= 0 and not ready and not condition():
+                raise TimeoutError(f"no {what} in time")
+
+    def _add(self, queue: int, readable: Sequence[bytes], writable: Sequence[int]) -> Ticket:
+        indirect = self.options.indirect_from if Feature.INDIRECT_DESC in self.features else None
+        if indirect is not None:
+            indirect = min(indirect, len(readable) + len(writable) - 1)
+        while True:
+            try:
+                return self.queues[queue].add(readable, writable, indirect_from=indirect)
+            except RingFull:
+                self._make_room(queue)
+
+    def _make_room(self, queue: int) -> None:
+        """Waits until one chain came back; `RingFull` if none can."""
+        ring = self.queues[queue].ring
+        if not ring.in_flight:
+            raise RingFull(f"a chain does not fit queue {queue} even when it is empty")
+        before = ring.used_index
+        self.publish(queue)
+        self._pump_until([queue], lambda: ring.used_index != before, "room in the ring")
+
+    # ── Control queue ───────────────────────────────────────────────────────────────────────────
+
+    def task_management(self, function: int, target: int, lun: int, tag: int = 0) -> int:
+        """A task management function (TmfType), waited for; its response code."""
+        return self.wait(self.submit_task_management(function, encode_lun(target, lun), tag))
+
+    def submit_task_management(self, function: int, lun: bytes, tag: int = 0) -> InFlight[int]:
+        """Starts one, for `lun` as its 8-byte field."""
+        request = TmfRequest(function, lun, tag).pack()
+        return self._control(request, 1, lun, lambda reply: reply[0])
+
+    def query_async(self, target: int, lun: int, events: int) -> AsyncReply:
+        """Which of these asynchronous events the unit can report (VIRTIO_SCSI_T_AN_QUERY)."""
+        return self._asynchronous(ControlType.AN_QUERY, target, lun, events)
+
+    def subscribe_async(self, target: int, lun: int, events: int) -> AsyncReply:
+        """Asks for these asynchronous events, and no others (VIRTIO_SCSI_T_AN_SUBSCRIBE)."""
+        return self._asynchronous(ControlType.AN_SUBSCRIBE, target, lun, events)
+
+    def _asynchronous(self, kind: ControlType, target: int, lun: int, events: int) -> AsyncReply:
+        request = AsyncRequest(kind, encode_lun(target, lun), events)
+        return self.wait(
+            self._control(request.pack(), AsyncReply.SIZE, request.lun, AsyncReply.unpack)
+        )
+
+    def _control(
+        self, request: bytes, reply_length: int, lun: bytes, parse: Callable[[bytes], T]
+    ) -> InFlight[T]:
+        ticket = self._add(CONTROL_QUEUE, [request], [reply_length])
+        self.publish(CONTROL_QUEUE)
+        return InFlight(CONTROL_QUEUE, next(self._tags), lun, ticket, parse)
+
+    # ── Event queue ─────────────────────────────────────────────────────────────────────────────
+
+    def next_event(self, timeout: float = 0.0) -> Event | None:
+        """The oldest event not yet taken; waits up to `timeout` seconds for one."""
+        deadline = time.monotonic() + timeout
+        while not self._events:
+            left = deadline - time.monotonic()
+            ring = self.queues[EVENT_QUEUE].ring
+            if not ring.enable_notifications() and not self.bus.wait([EVENT_QUEUE], left):
+                return None
+            tickets = self.reap(EVENT_QUEUE)
+            self._events += [Event.unpack(t.reply) for t in tickets]
+            self._fill_events(len(tickets))
+        return self._events.pop(0)
+
+    def _fill_events(self, count: int) -> None:
+        """Offers buffers of event_info_size, and no less than the struct (5.6.6.3.1)."""
+        size = max(self.config.event_info_size, Event.SIZE)
+        count = min(count, self.queues[EVENT_QUEUE].ring.free_descriptors)
+        for _ in range(count):
+            self.queues[EVENT_QUEUE].add([], [size])
+        if count:
+            self.publish(EVENT_QUEUE)
