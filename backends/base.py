@@ -1,0 +1,68 @@
+"""What every backend is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar
+
+from vscsi_emu.backends.uri import LunSpec, SpecError
+
+if TYPE_CHECKING:
+    from vscsi_emu._dataplane import Engine
+
+
+class BackendError(Exception):
+    """Storage that cannot be opened; one line that names it and the fix."""
+
+
+class Backend:
+    """Storage behind one logical unit. A subclass sets `engine` and `name` when it opens."""
+
+    KEYS: ClassVar[Mapping[str, str]] = {}
+    """Keys of this scheme only, each with a line of help."""
+
+    engine: Engine
+    name: str
+    """What the default identity is derived from: the same at every start, unique to the data."""
+    block_size: int = 512
+    """Logical block length in bytes."""
+    rotation_rate: int = 1
+    """MEDIUM ROTATION RATE when the user names none: 1 is a solid state medium (SBC-5 6.6.3)."""
+
+    def __init__(self, spec: LunSpec, name: str) -> None:
+        self.spec = spec
+        self.name = name
+        if spec.block_size is not None:
+            self.block_size = spec.block_size
+        if spec.rotation_rate is not None:
+            self.rotation_rate = spec.rotation_rate
+
+    @property
+    def blocks(self) -> int:
+        return self.engine.size // self.block_size
+
+    @property
+    def naa(self) -> str:
+        """16 hex digits: the NAA name given, or a locally assigned one (SPC-6 7.7.6.6.4)."""
+        return self.spec.naa or "3" + hashlib.sha256(self.name.encode()).hexdigest()[:15]
+
+    @property
+    def serial(self) -> str:
+        return self.spec.serial or self.naa
+
+    def flush(self) -> None:
+        """Makes everything written durable. Blocks: call it off the event loop."""
+
+    def close(self) -> None:
+        """Gives the storage back. After the last I/O."""
+
+    def check_size(self, size: int, fix: str) -> None:
+        """Raises `SpecError` unless `size` bytes are whole blocks, at least one."""
+        if not size:
+            raise SpecError(f"{self.spec} is empty; {fix}")
+        if size % self.block_size:
+            raise SpecError(
+                f"{self.spec}: {size} bytes are not a multiple of the block size "
+                f"{self.block_size}; {fix}"
+            )

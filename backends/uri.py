@@ -1,0 +1,216 @@
+"""What ``--lun`` takes: ``[TARGET:LUN=]URI[,key=value…]``.
+
+A URI is a path, or ``scheme:location``. A comma that belongs to the location or to a value is
+written twice, as in QEMU's options.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields, replace
+from types import MappingProxyType
+from typing import Any, Final
+
+MAX_TARGET: Final = 255
+MAX_LUN: Final = 16383
+
+_ADDRESS: Final = re.compile(r"(\d+):(\d+)=")
+_SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):")
+_SIZE: Final = re.compile(r"(\d+)([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+
+Address = tuple[int, int]
+"""(target, LUN)."""
+
+
+class SpecError(ValueError):
+    """A ``--lun`` argument or ``[[lun]]`` table that cannot be served; says what to change."""
+
+
+@dataclass(frozen=True, slots=True)
+class LunSpec:
+    """One logical unit as asked for. None: the backend or the SCSI layer chooses."""
+
+    scheme: str
+    location: str
+    read_only: bool = False
+    block_size: int | None = None
+    serial: str | None = None
+    naa: str | None = None
+    vendor: str | None = None
+    product: str | None = None
+    rotation_rate: int | None = None
+    discard: bool = True
+    write_cache: bool = True
+    extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """Keys that only this scheme knows."""
+
+    def __str__(self) -> str:
+        return self.location if self.scheme == "file" else f"{self.scheme}:{self.location}"
+
+
+# ── Values ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def parse_size(text: str) -> int:
+    """Bytes of ``512``, ``64M``, ``3T``; suffixes are powers of 1024."""
+    match = _SIZE.fullmatch(text)
+    if not match or not int(match[1]):
+        raise SpecError(f"{text!r} is not a size; write for example 64M or 3T")
+    return int(match[1]) * _UNITS[match[2].lower()]
+
+
+def parse_switch(text: str) -> bool:
+    if text not in ("on", "off"):
+        raise SpecError(f"{text!r} is neither on nor off")
+    return text == "on"
+
+
+def parse_address(text: str) -> Address:
+    """(target, LUN) of ``3:2``."""
+    match = re.fullmatch(r"(\d+):(\d+)", text)
+    if not match:
+        raise SpecError(f"{text!r} is not TARGET:LUN; write for example 0:0")
+    target, lun = int(match[1]), int(match[2])
+    if target > MAX_TARGET:
+        raise SpecError(f"target {target} is above {MAX_TARGET}")
+    if lun > MAX_LUN:
+        raise SpecError(f"LUN {lun} is above {MAX_LUN}")
+    return target, lun
+
+
+def _block_size(text: str) -> int:
+    if text not in ("512", "4096"):
+        raise SpecError(f"{text!r} is not a block size; use 512 or 4096")
+    return int(text)
+
+
+def _cache(text: str) -> bool:
+    if text not in ("writeback", "writethrough"):
+        raise SpecError(f"{text!r} is neither writeback nor writethrough")
+    return text == "writeback"
+
+
+def _rotation_rate(text: str) -> int:
+    # MEDIUM ROTATION RATE of VPD page B1h (SBC-5 6.6.3): the other values are reserved.
+    rate = int(text) if text.isdecimal() else -1
+    if rate not in (0, 1) and not 0x401 <= rate <= 0xFFFE:
+        raise SpecError(f"{text!r} is not 0 (unknown), 1 (solid state) or 1025 to 65534 rpm")
+    return rate
+
+
+def _naa(text: str) -> str:
+    digits = text.lower().removeprefix("0x").removeprefix("naa.")
+    if not re.fullmatch(r"[2356][0-9a-f]{15}", digits):
+        raise SpecError(f"{text!r} is not an NAA name: 16 hex digits, the first one 2, 3, 5 or 6")
+    if digits[0] == "6":
+        raise SpecError(f"{text!r}: NAA 6 names have 32 hex digits; use 2, 3 or 5")
+    return digits
+
+
+def _ascii(longest: int) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if not 1 <= len(text) <= longest or not all(" " <= char <= "~" for char in text):
+            raise SpecError(f"{text!r} is not 1 to {longest} printable ASCII characters")
+        return text
+
+    return parse
+
+
+@dataclass(frozen=True, slots=True)
+class _Key:
+    """A key of the grammar: the field it sets, how its value is read."""
+
+    field: str
+    parse: Callable[[str], Any]
+    bare: str | None = None
+    """The value of the key written alone."""
+
+
+KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
+    {
+        "ro": _Key("read_only", parse_switch, bare="on"),
+        "block-size": _Key("block_size", _block_size),
+        "serial": _Key("serial", _ascii(36)),
+        "wwn": _Key("naa", _naa),
+        "vendor": _Key("vendor", _ascii(8)),
+        "product": _Key("product", _ascii(16)),
+        "rotation-rate": _Key("rotation_rate", _rotation_rate),
+        "discard": _Key("discard", parse_switch),
+        "cache": _Key("write_cache", _cache),
+    }
+)
+"""The keys that every scheme takes."""
+
+
+# ── The grammar ────────────────────────────────────────────────────────────────────────────────
+
+
+def parse_lun(text: str) -> tuple[Address | None, LunSpec]:
+    """The address, if one is given, and the logical unit of a ``--lun`` argument."""
+    address: Address | None = None
+    rest = text
+    if match := _ADDRESS.match(text):
+        address = parse_address(match[0][:-1])
+        rest = text[match.end() :]
+    uri, *options = _split_commas(rest)
+    spec = parse_uri(uri)
+    for option in options:
+        key, has_value, value = option.partition("=")
+        spec = with_key(spec, key, value if has_value else None)
+    return address, spec
+
+
+def parse_uri(uri: str) -> LunSpec:
+    """A path, or ``scheme:location``."""
+    from vscsi_emu.backends import schemes
+
+    match = _SCHEME.match(uri)
+    scheme, location = (match[1], uri[match.end() :]) if match else ("file", uri)
+    if scheme not in schemes():
+        raise SpecError(
+            f"unknown scheme {scheme!r} in {uri!r}{did_you_mean(scheme, schemes())}; "
+            f"known: {', '.join(sorted(schemes()))} (for a path with a colon: file:{uri})"
+        )
+    if not location:
+        raise SpecError(f"{uri!r} names nothing; write a path, or for example mem:64M")
+    return LunSpec(scheme, location)
+
+
+def with_key(spec: LunSpec, name: str, value: str | None) -> LunSpec:
+    """`spec` with one key more. `value` None: the key was written alone."""
+    from vscsi_emu.backends import backend_class
+
+    own = backend_class(spec.scheme).KEYS
+    key = KEYS.get(name)
+    if key is None and name not in own:
+        valid = [*KEYS, *own]
+        raise SpecError(
+            f"unknown key {name!r} for {spec}{did_you_mean(name, valid)}; "
+            f"valid: {', '.join(sorted(valid))}"
+        )
+    if value is None:
+        value = key.bare if key else None
+        if value is None:
+            raise SpecError(f"key {name!r} needs a value: {name}=…")
+    if key is None:
+        return replace(spec, extra=MappingProxyType({**spec.extra, name: value}))
+    try:
+        return replace(spec, **{key.field: key.parse(value)})
+    except SpecError as error:
+        raise SpecError(f"{name}: {error}") from None
+
+
+def did_you_mean(name: str, valid: Mapping[str, object] | list[str]) -> str:
+    close = difflib.get_close_matches(name, list(valid), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _split_commas(text: str) -> list[str]:
+    """Splits at single commas; a doubled comma stands for one."""
+    return [part.replace("\0", ",") for part in text.replace(",,", "\0").split(",")]
+
+
+assert {key.field for key in KEYS.values()} <= {f.name for f in fields(LunSpec)}

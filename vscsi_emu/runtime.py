@@ -1,0 +1,190 @@
+"""Workers, the inbox, and the event loop that stands between them and the HBAs."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vscsi_emu import _dataplane
+from vscsi_emu.virtio.scsi import Response
+
+if TYPE_CHECKING:
+    from vscsi_emu._dataplane import Command, Control, Inbox, Lu, Notice, Port, Queue, Worker
+
+log = logging.getLogger(__name__)
+
+BATCH: Final = 64
+"""Inbox entries handled before the loop gets a turn."""
+
+
+class PortOwner(Protocol):
+    """What decides for a port: an HBA."""
+
+    def on_command(self, command: Command) -> None: ...
+    def on_control(self, control: Control) -> None: ...
+    def on_event_buffers(self, queue: Queue) -> None: ...
+    def on_broken(self, queue: Queue, text: str) -> None: ...
+
+
+def usable_cpus() -> int:
+    return len(os.sched_getaffinity(0))
+
+
+class Runtime:
+    """One inbox, some workers, and the loop that answers them. Used from that loop's thread."""
+
+    def __init__(self, workers: int, *, io_uring: bool = True) -> None:
+        """`workers` threads are started at once. Needs a running event loop."""
+        if workers < 1:
+            raise ValueError(f"{workers} workers: at least one is needed")
+        self._loop = asyncio.get_running_loop()
+        self._tokens = itertools.count(1)
+        self._calls: dict[int, asyncio.Future[int]] = {}
+        self._inband: dict[int, Callable[[int], None]] = {}
+        self._owners: dict[Port, PortOwner] = {}
+        self._queues: dict[Queue, PortOwner] = {}
+        self.inbox: Inbox = _dataplane.Inbox()
+        self.workers: tuple[Worker, ...] = tuple(
+            _dataplane.Worker(self.inbox, f"vscsi-{index}", io_uring=io_uring)
+            for index in range(workers)
+        )
+        if io_uring and self.workers[0].io_backend != "io_uring":
+            log.warning("io_uring is refused here; a thread pool does the I/O instead")
+        self._loop.add_reader(self.inbox.fileno(), self._drain)
+
+    async def close(self) -> None:
+        """Ends the workers, after their last I/O."""
+        await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers))
+        self._loop.remove_reader(self.inbox.fileno())
+
+    # ── Who owns what ──────────────────────────────────────────────────────────────────────────
+
+    def add_port(self, port: Port, owner: PortOwner) -> None:
+        self._owners[port] = owner
+
+    def remove_port(self, port: Port) -> None:
+        self._owners.pop(port, None)
+
+    def add_queue(self, queue: Queue, owner: PortOwner) -> None:
+        self._queues[queue] = owner
+
+    def remove_queue(self, queue: Queue) -> None:
+        self._queues.pop(queue, None)
+
+    def add_inband(self, handler: Callable[[int], None]) -> int:
+        """A token for `Notifier.inband`; `handler` gets the index of each queue to notify."""
+        token = next(self._tokens)
+        self._inband[token] = handler
+        return token
+
+    def remove_inband(self, token: int) -> None:
+        self._inband.pop(token, None)
+
+    # ── Calls that end later ───────────────────────────────────────────────────────────────────
+
+    async def call(self, start: Callable[[int], None]) -> int:
+        """Starts an asynchronous call of the data plane with a fresh token; its result."""
+        token = next(self._tokens)
+        future = self._loop.create_future()
+        self._calls[token] = future
+        try:
+            start(token)
+        except BaseException:
+            del self._calls[token]
+            raise
+        return await future
+
+    async def abort(
+        self,
+        response: Response,
+        *,
+        port: Port | None = None,
+        lu: Lu | None = None,
+        tag: int | None = None,
+    ) -> int:
+        """Ends matching commands on every worker; how many there were, once all are complete."""
+        return sum(
+            await asyncio.gather(
+                *(
+                    self.call(_bind_abort(worker, response, port, lu, tag))
+                    for worker in self.workers
+                )
+            )
+        )
+
+    async def query(
+        self, *, port: Port | None = None, lu: Lu | None = None, tag: int | None = None
+    ) -> int:
+        """How many matching commands are in the task set."""
+        return sum(
+            await asyncio.gather(
+                *(self.call(_bind_query(worker, port, lu, tag)) for worker in self.workers)
+            )
+        )
+
+    async def quiesce(self, lu: Lu | None = None) -> None:
+        """Returns when the commands of `lu` that run now are done."""
+        await asyncio.gather(*(self.call(_bind_quiesce(worker, lu)) for worker in self.workers))
+
+    # ── The inbox ──────────────────────────────────────────────────────────────────────────────
+
+    def _drain(self) -> None:
+        entries = self.inbox.take(BATCH)
+        for entry in entries:
+            try:
+                self._dispatch(entry)
+            except Exception:
+                # One command's mishap: its dropped handle answers FAILURE, the rest goes on.
+                log.exception("internal error while handling %s", type(entry).__name__)
+        if len(entries) == BATCH:
+            self._loop.call_soon(self._drain)
+
+    def _dispatch(self, entry: Command | Control | Notice) -> None:
+        if isinstance(entry, _dataplane.Notice):
+            self._notice(entry)
+            return
+        owner = self._owners.get(entry.port)
+        if isinstance(entry, _dataplane.Control):
+            if owner:
+                owner.on_control(entry)
+        elif owner:
+            owner.on_command(entry)
+        else:
+            entry.fail(Response.FAILURE)
+
+    def _notice(self, notice: Notice) -> None:
+        queue = notice.queue
+        match notice.kind:
+            case "done":
+                future = self._calls.pop(notice.token, None)
+                if future and not future.done():
+                    future.set_result(notice.value)
+            case "call":
+                if handler := self._inband.get(notice.token):
+                    handler(notice.value)
+            case "event" if queue is not None and queue in self._queues:
+                self._queues[queue].on_event_buffers(queue)
+            case "broken" if queue is not None and queue in self._queues:
+                self._queues[queue].on_broken(queue, notice.text)
+            case "warning":
+                log.warning("%s", notice.text)
+
+
+def _bind_abort(
+    worker: Worker, response: Response, port: Port | None, lu: Lu | None, tag: int | None
+) -> Callable[[int], None]:
+    return lambda token: worker.abort(token, response, port=port, lu=lu, tag=tag)
+
+
+def _bind_query(
+    worker: Worker, port: Port | None, lu: Lu | None, tag: int | None
+) -> Callable[[int], None]:
+    return lambda token: worker.query(token, port=port, lu=lu, tag=tag)
+
+
+def _bind_quiesce(worker: Worker, lu: Lu | None) -> Callable[[int], None]:
+    return lambda token: worker.quiesce(token, lu=lu)
