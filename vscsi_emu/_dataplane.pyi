@@ -1,5 +1,7 @@
 """The native data plane (Rust crate ``dataplane/``).
 
+`Lu`, `Nexus`, `Port` and `Queue` are handles: handles of one object are equal and hash alike.
+
 Rust moves data; Python decides. Nothing here holds the GIL while it blocks, and nothing here is
 called from a worker thread: workers talk to Python through an `Inbox` only.
 """
@@ -147,8 +149,17 @@ class LunPolicy:
 class Lu:
     """A logical unit's data plane: engine, policy, routes. Shared by all nexuses."""
 
-    def __init__(self, engine: Engine, policy: LunPolicy, routes: bytes) -> None:
-        """`routes`: 256 ROUTE_* values indexed by OPERATION CODE, made from the CDB table."""
+    def __init__(
+        self,
+        engine: Engine,
+        policy: LunPolicy,
+        routes: bytes,
+        usage_maps: Mapping[int, bytes] | None = None,
+    ) -> None:
+        """`routes`: 256 ROUTE_* values indexed by OPERATION CODE, made from the CDB table.
+        `usage_maps`: CDB usage maps of the media commands (opcode → bytes). A command with a bit
+        set that its map does not define comes to Python, which refuses it with the field
+        pointer: the fast way never skips that check."""
     policy: LunPolicy
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
@@ -333,7 +344,6 @@ class Queue:
     def __init__(
         self,
         worker: Worker,
-        inbox: Inbox,
         port: Port,
         memory: GuestMemory,
         *,
@@ -349,18 +359,21 @@ class Queue:
         enabled: bool = True,
         notifier: Notifier | None = None,
         kick_fd: int = -1,
+        poll: bool = False,
+        big_endian: bool = False,
     ) -> None:
         """`desc`, `driver`, `device`: guest addresses of the three ring parts. `features`: the
         negotiated bits (EVENT_IDX, INDIRECT_DESC, VERSION_1, ANY_LAYOUT …). `next_used` None: read
         from the used ring. Looks at the ring at once, without a kick. `RingError`: bad size,
-        misaligned or unmapped ring."""
+        misaligned or unmapped ring. `poll`: look at the ring without kicks (SET_VRING_KICK without
+        a descriptor). `notifier` is taken over: each belongs to one queue."""
     @property
     def index(self) -> int: ...
     @property
     def kind(self) -> int: ...
     def set_enabled(self, enabled: bool) -> None: ...
     def set_notifier(self, notifier: Notifier) -> None: ...
-    def set_kick_fd(self, fd: int) -> None:
+    def set_kick_fd(self, fd: int, *, poll: bool = False) -> None:
         """A new kick descriptor (eventfd or pipe; dup'ed), -1: none. Raises ValueError for a
         descriptor that cannot be waited on."""
     def kick(self) -> None:

@@ -4,11 +4,21 @@
 //! interpreter (`cargo test --no-default-features`).
 
 pub mod engine;
+pub mod event;
+pub mod gate;
+pub mod inbox;
+pub mod iov;
+pub mod lu;
 pub mod memory;
+pub mod notifier;
 pub mod policy;
+pub mod pool;
+pub mod port;
 pub mod ring;
 pub mod sbc;
 pub mod sense;
+pub mod task;
+pub mod wire;
 pub mod worker;
 
 #[cfg(feature = "python")]

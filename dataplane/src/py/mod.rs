@@ -1,7 +1,110 @@
-//! Python bindings: thin wrappers, no logic.
+//! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
+mod inbox;
+mod lu;
+mod memory;
+mod port;
+mod queue;
+mod worker;
+
+use pyo3::create_exception;
+use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
+
+create_exception!(vscsi_emu._dataplane, DataplaneError, PyException, "Base of what the data plane raises.");
+create_exception!(
+    vscsi_emu._dataplane,
+    GuestMemoryError,
+    DataplaneError,
+    "An address or length lies outside guest memory, or a region cannot be mapped."
+);
+create_exception!(
+    vscsi_emu._dataplane,
+    RingError,
+    DataplaneError,
+    "A ring is set up in a way that no driver may ask for."
+);
+
+/// Wrappers of one shared object are equal and hash alike.
+macro_rules! by_identity {
+    ($type:ty) => {
+        #[pymethods]
+        impl $type {
+            fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
+                other.cast::<Self>().is_ok_and(|other| other.get().identity() == self.identity())
+            }
+
+            fn __hash__(&self) -> u64 {
+                self.identity() as u64
+            }
+        }
+    };
+}
+use by_identity;
 
 #[pymodule]
 #[pyo3(name = "_dataplane")]
-mod dataplane {}
+mod dataplane {
+    use super::*;
+
+    #[pymodule_export]
+    use super::inbox::{Command, Control, Inbox, Notice};
+    #[pymodule_export]
+    use super::lu::{Engine, Lu, LunPolicy, Nexus};
+    #[pymodule_export]
+    use super::memory::GuestMemory;
+    #[pymodule_export]
+    use super::port::Port;
+    #[pymodule_export]
+    use super::queue::{Notifier, Queue};
+    #[pymodule_export]
+    use super::worker::Worker;
+    #[pymodule_export]
+    use super::{DataplaneError, GuestMemoryError, RingError};
+
+    #[pymodule_init]
+    fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        for (name, value) in [
+            ("ROUTE_PYTHON", 0),
+            ("ROUTE_READ", 1),
+            ("ROUTE_WRITE", 2),
+            ("ROUTE_MEDIA", 3),
+            ("CLASS_READ", crate::gate::CLASS_READ),
+            ("CLASS_WRITE", crate::gate::CLASS_WRITE),
+            ("CLASS_MEDIA", crate::gate::CLASS_MEDIA),
+            ("CLASS_ALL", crate::gate::CLASS_ALL),
+            ("KIND_CONTROL", 0),
+            ("KIND_EVENT", 1),
+            ("KIND_REQUEST", 2),
+        ] {
+            module.add(name, value)?;
+        }
+        Ok(())
+    }
+
+    /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6 4.4.
+    #[pyfunction]
+    #[pyo3(signature = (key, asc, ascq, *, descriptor=false, deferred=false, information=None, field=None, bit=None, in_cdb=true))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn build_sense(
+        key: u8,
+        asc: u8,
+        ascq: u8,
+        descriptor: bool,
+        deferred: bool,
+        information: Option<u64>,
+        field: Option<u16>,
+        bit: Option<u8>,
+        in_cdb: bool,
+    ) -> Vec<u8> {
+        let info = crate::sense::SenseInfo {
+            key,
+            asc,
+            ascq,
+            information,
+            field: field.map(|byte| (byte, bit, in_cdb)),
+            deferred,
+        };
+        crate::sense::build(&info, descriptor).as_bytes().to_vec()
+    }
+}

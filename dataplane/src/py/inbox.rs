@@ -1,0 +1,200 @@
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+use pyo3::types::PyBytes;
+
+use super::lu::Nexus;
+use super::port::Port;
+use super::queue::Queue;
+use crate::inbox;
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Command(inbox::Command);
+
+#[pymethods]
+impl Command {
+    #[getter]
+    fn port(&self) -> Port {
+        Port(self.0.port.clone())
+    }
+
+    #[getter]
+    fn nexus(&self) -> Option<Nexus> {
+        self.0.nexus.clone().map(Nexus)
+    }
+
+    #[getter]
+    fn lun<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.header.lun)
+    }
+
+    #[getter]
+    fn tag(&self) -> u64 {
+        self.0.header.tag
+    }
+
+    #[getter]
+    fn task_attribute(&self) -> u8 {
+        self.0.header.task_attr
+    }
+
+    #[getter]
+    fn priority(&self) -> u8 {
+        self.0.header.prio
+    }
+
+    #[getter]
+    fn crn(&self) -> u8 {
+        self.0.header.crn
+    }
+
+    #[getter]
+    fn cdb<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.cdb)
+    }
+
+    #[getter]
+    fn data_out<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.data_out)
+    }
+
+    #[getter]
+    fn data_out_length(&self) -> u64 {
+        self.0.data_out_length
+    }
+
+    #[getter]
+    fn data_in_length(&self) -> u64 {
+        self.0.data_in_length
+    }
+
+    #[pyo3(signature = (status, *, data_in=Vec::new(), sense=Vec::new()))]
+    fn finish(&self, status: u8, data_in: Vec<u8>, sense: Vec<u8>) {
+        self.0.reply.finish(status, sense, data_in);
+    }
+
+    fn execute(&self) {
+        self.0.reply.execute();
+    }
+
+    fn fail(&self, response: u8) {
+        self.0.reply.fail(response);
+    }
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Control(inbox::Control);
+
+#[pymethods]
+impl Control {
+    #[getter]
+    fn port(&self) -> Port {
+        Port(self.0.port.clone())
+    }
+
+    #[getter]
+    fn queue(&self) -> Queue {
+        Queue(self.0.queue.clone())
+    }
+
+    #[getter]
+    fn request<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.request)
+    }
+
+    #[getter]
+    fn reply_capacity(&self) -> u64 {
+        self.0.reply_capacity
+    }
+
+    fn finish(&self, reply: Vec<u8>) {
+        self.0.reply.control(reply);
+    }
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Notice(inbox::Notice);
+
+#[pymethods]
+impl Notice {
+    #[getter]
+    fn kind(&self) -> &'static str {
+        match self.0 {
+            inbox::Notice::Done { .. } => "done",
+            inbox::Notice::Call { .. } => "call",
+            inbox::Notice::Event { .. } => "event",
+            inbox::Notice::Broken { .. } => "broken",
+            inbox::Notice::Warning { .. } => "warning",
+        }
+    }
+
+    #[getter]
+    fn token(&self) -> u64 {
+        match self.0 {
+            inbox::Notice::Done { token, .. } | inbox::Notice::Call { token, .. } => token,
+            _ => 0,
+        }
+    }
+
+    #[getter]
+    fn value(&self) -> u64 {
+        match self.0 {
+            inbox::Notice::Done { value, .. } => value,
+            inbox::Notice::Call { queue, .. } => queue.into(),
+            _ => 0,
+        }
+    }
+
+    #[getter]
+    fn queue(&self) -> Option<Queue> {
+        match &self.0 {
+            inbox::Notice::Event { queue } | inbox::Notice::Broken { queue, .. } => {
+                Some(Queue(queue.clone()))
+            }
+            _ => None,
+        }
+    }
+
+    #[getter]
+    fn text(&self) -> &str {
+        match &self.0 {
+            inbox::Notice::Broken { text, .. } | inbox::Notice::Warning { text } => text,
+            _ => "",
+        }
+    }
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Inbox(pub Arc<inbox::Inbox>);
+
+#[pymethods]
+impl Inbox {
+    #[new]
+    fn new() -> PyResult<Self> {
+        Ok(Self(Arc::new(inbox::Inbox::new()?)))
+    }
+
+    fn fileno(&self) -> i32 {
+        self.0.as_fd().as_raw_fd()
+    }
+
+    #[pyo3(signature = (limit=256))]
+    fn take<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Vec<Bound<'py, PyAny>>> {
+        self.0
+            .take(limit)
+            .into_iter()
+            .map(|message| {
+                Ok(match message {
+                    inbox::Message::Command(command) => {
+                        Bound::new(py, Command(command))?.into_any()
+                    }
+                    inbox::Message::Control(control) => {
+                        Bound::new(py, Control(control))?.into_any()
+                    }
+                    inbox::Message::Notice(notice) => Bound::new(py, Notice(notice))?.into_any(),
+                })
+            })
+            .collect()
+    }
+}

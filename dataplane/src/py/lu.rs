@@ -1,0 +1,277 @@
+use std::collections::HashMap;
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use pyo3::exceptions::{PyTypeError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+
+use super::by_identity;
+use crate::{engine, gate, lu, policy};
+
+fn duplicate(fd: i32) -> PyResult<OwnedFd> {
+    if fd < 0 {
+        return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
+    }
+    // SAFETY: borrowed for the call; Python's caller owns it.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) }.try_clone_to_owned()?)
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Engine(Arc<dyn engine::Engine>);
+
+#[pymethods]
+impl Engine {
+    #[staticmethod]
+    #[pyo3(signature = (fd, size, *, direct_fd=-1, discard=true, read_only=false))]
+    fn file(fd: i32, size: u64, direct_fd: i32, discard: bool, read_only: bool) -> PyResult<Self> {
+        let direct = if direct_fd < 0 { None } else { Some(duplicate(direct_fd)?) };
+        let fd = duplicate(fd)?;
+        Ok(Self(Arc::new(engine::file::FileEngine::new(fd, direct, size, discard, read_only)?)))
+    }
+
+    #[staticmethod]
+    fn memory(size: u64) -> PyResult<Self> {
+        Ok(Self(Arc::new(engine::memory::MemoryEngine::new(size)?)))
+    }
+
+    #[staticmethod]
+    fn null(size: u64) -> Self {
+        Self(Arc::new(engine::null::NullEngine::new(size)))
+    }
+
+    #[getter]
+    fn size(&self) -> u64 {
+        self.0.size()
+    }
+
+    #[getter]
+    fn can_discard(&self) -> bool {
+        self.0.can_discard()
+    }
+}
+
+#[pyclass(frozen, eq, module = "vscsi_emu._dataplane")]
+#[derive(Clone, PartialEq)]
+pub struct LunPolicy(policy::LunPolicy);
+
+#[pymethods]
+impl LunPolicy {
+    #[new]
+    #[pyo3(signature = (
+        *, block_size, blocks, write_protected=false, write_cache=true, descriptor_sense=false,
+        max_transfer_blocks=0, max_write_same_blocks=0, max_unmap_blocks=0,
+        max_unmap_descriptors=0, unmap=false,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
+    fn new(
+        block_size: u32,
+        blocks: u64,
+        write_protected: bool,
+        write_cache: bool,
+        descriptor_sense: bool,
+        max_transfer_blocks: u32,
+        max_write_same_blocks: u64,
+        max_unmap_blocks: u32,
+        max_unmap_descriptors: u32,
+        unmap: bool,
+    ) -> PyResult<Self> {
+        if !block_size.is_power_of_two() || !(512..=65536).contains(&block_size) {
+            return Err(PyValueError::new_err(format!(
+                "block_size {block_size} is not a power of two from 512 to 65536"
+            )));
+        }
+        if blocks == 0 || blocks.checked_mul(u64::from(block_size)).is_none_or(|n| n > i64::MAX as u64) {
+            return Err(PyValueError::new_err(format!(
+                "{blocks} blocks of {block_size} bytes are no capacity a file can have"
+            )));
+        }
+        Ok(Self(policy::LunPolicy {
+            block_size,
+            blocks,
+            write_protected,
+            write_cache,
+            descriptor_sense,
+            max_transfer_blocks,
+            max_write_same_blocks,
+            max_unmap_blocks,
+            max_unmap_descriptors,
+            unmap,
+        }))
+    }
+
+    #[getter]
+    fn block_size(&self) -> u32 {
+        self.0.block_size
+    }
+
+    #[getter]
+    fn blocks(&self) -> u64 {
+        self.0.blocks
+    }
+
+    #[getter]
+    fn write_protected(&self) -> bool {
+        self.0.write_protected
+    }
+
+    #[getter]
+    fn write_cache(&self) -> bool {
+        self.0.write_cache
+    }
+
+    #[getter]
+    fn descriptor_sense(&self) -> bool {
+        self.0.descriptor_sense
+    }
+
+    #[getter]
+    fn max_transfer_blocks(&self) -> u32 {
+        self.0.max_transfer_blocks
+    }
+
+    #[getter]
+    fn max_write_same_blocks(&self) -> u64 {
+        self.0.max_write_same_blocks
+    }
+
+    #[getter]
+    fn max_unmap_blocks(&self) -> u32 {
+        self.0.max_unmap_blocks
+    }
+
+    #[getter]
+    fn max_unmap_descriptors(&self) -> u32 {
+        self.0.max_unmap_descriptors
+    }
+
+    #[getter]
+    fn unmap(&self) -> bool {
+        self.0.unmap
+    }
+
+    #[pyo3(signature = (**changes))]
+    fn replace(&self, changes: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
+        let mut copy = self.0.clone();
+        let Some(changes) = changes else { return Ok(Self(copy)) };
+        for (name, value) in changes {
+            let name: String = name.extract()?;
+            match name.as_str() {
+                "block_size" => copy.block_size = value.extract()?,
+                "blocks" => copy.blocks = value.extract()?,
+                "write_protected" => copy.write_protected = value.extract()?,
+                "write_cache" => copy.write_cache = value.extract()?,
+                "descriptor_sense" => copy.descriptor_sense = value.extract()?,
+                "max_transfer_blocks" => copy.max_transfer_blocks = value.extract()?,
+                "max_write_same_blocks" => copy.max_write_same_blocks = value.extract()?,
+                "max_unmap_blocks" => copy.max_unmap_blocks = value.extract()?,
+                "max_unmap_descriptors" => copy.max_unmap_descriptors = value.extract()?,
+                "unmap" => copy.unmap = value.extract()?,
+                _ => return Err(PyTypeError::new_err(format!("LunPolicy has no field {name:?}"))),
+            }
+        }
+        // Checked by the one constructor.
+        Self::new(
+            copy.block_size,
+            copy.blocks,
+            copy.write_protected,
+            copy.write_cache,
+            copy.descriptor_sense,
+            copy.max_transfer_blocks,
+            copy.max_write_same_blocks,
+            copy.max_unmap_blocks,
+            copy.max_unmap_descriptors,
+            copy.unmap,
+        )
+    }
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Lu(pub Arc<lu::Lu>);
+
+impl Lu {
+    fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+}
+
+by_identity!(Lu);
+
+#[pymethods]
+impl Lu {
+    #[new]
+    #[pyo3(signature = (engine, policy, routes, usage_maps=None))]
+    fn new(
+        engine: &Engine,
+        policy: &LunPolicy,
+        routes: &[u8],
+        usage_maps: Option<HashMap<u8, Vec<u8>>>,
+    ) -> PyResult<Self> {
+        let routes: &[u8; 256] = routes
+            .try_into()
+            .map_err(|_| PyValueError::new_err("routes must be 256 ROUTE_* values"))?;
+        let usage: Vec<_> = usage_maps.unwrap_or_default().into_iter().collect();
+        let routes = lu::RouteTable::new(routes, &usage)
+            .ok_or_else(|| PyValueError::new_err("routes holds a value that is no ROUTE_*"))?;
+        let policy = ArcSwap::from_pointee(policy.0.clone());
+        Ok(Self(Arc::new(lu::Lu { engine: engine.0.clone(), policy, routes })))
+    }
+
+    #[getter]
+    fn policy(&self) -> LunPolicy {
+        LunPolicy(self.0.policy.load().as_ref().clone())
+    }
+
+    #[setter]
+    fn set_policy(&self, policy: &LunPolicy) {
+        self.0.policy.store(Arc::new(policy.0.clone()));
+    }
+
+    #[getter]
+    fn engine(&self) -> Engine {
+        Engine(self.0.engine.clone())
+    }
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Nexus(pub Arc<lu::Nexus>);
+
+impl Nexus {
+    fn identity(&self) -> usize {
+        Arc::as_ptr(&self.0) as usize
+    }
+}
+
+by_identity!(Nexus);
+
+#[pymethods]
+impl Nexus {
+    #[new]
+    fn new(lu: &Lu) -> Self {
+        Self(Arc::new(lu::Nexus { lu: lu.0.clone(), gate: gate::Gate::default() }))
+    }
+
+    #[getter]
+    fn lu(&self) -> Lu {
+        Lu(self.0.lu.clone())
+    }
+
+    fn close(&self, classes: u8) {
+        self.0.gate.close(classes);
+    }
+
+    fn open(&self, classes: u8) {
+        self.0.gate.open(classes);
+    }
+
+    #[getter]
+    fn closed(&self) -> u8 {
+        self.0.gate.closed()
+    }
+
+    #[getter]
+    fn pending(&self) -> u32 {
+        self.0.gate.pending()
+    }
+}

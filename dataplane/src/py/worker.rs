@@ -1,0 +1,61 @@
+use std::sync::Arc;
+
+use pyo3::prelude::*;
+
+use super::inbox::Inbox;
+use super::lu::Lu;
+use super::port::Port;
+use crate::worker::{self, Scope};
+
+fn scope(port: Option<&Port>, lu: Option<&Lu>, tag: Option<u64>) -> Scope {
+    Scope { port: port.map(|port| port.0.clone()), lu: lu.map(|lu| lu.0.clone()), tag }
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Worker(pub Arc<worker::Worker>);
+
+#[pymethods]
+impl Worker {
+    #[new]
+    #[pyo3(signature = (inbox, name, *, io_uring=true))]
+    fn new(py: Python<'_>, inbox: &Inbox, name: &str, io_uring: bool) -> PyResult<Self> {
+        let inbox = inbox.0.clone();
+        let worker = py.detach(|| worker::Worker::start(inbox, name, io_uring))?;
+        Ok(Self(Arc::new(worker)))
+    }
+
+    #[getter]
+    fn io_backend(&self) -> &'static str {
+        if self.0.has_io_uring() {
+            "io_uring"
+        } else {
+            "threads"
+        }
+    }
+
+    #[pyo3(signature = (token, response, *, port=None, lu=None, tag=None))]
+    fn abort(
+        &self,
+        token: u64,
+        response: u8,
+        port: Option<&Port>,
+        lu: Option<&Lu>,
+        tag: Option<u64>,
+    ) {
+        self.0.abort(token, response, scope(port, lu, tag));
+    }
+
+    #[pyo3(signature = (token, *, port=None, lu=None, tag=None))]
+    fn query(&self, token: u64, port: Option<&Port>, lu: Option<&Lu>, tag: Option<u64>) {
+        self.0.query(token, scope(port, lu, tag));
+    }
+
+    #[pyo3(signature = (token, *, lu=None))]
+    fn quiesce(&self, token: u64, lu: Option<&Lu>) {
+        self.0.quiesce(token, scope(None, lu, None));
+    }
+
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.0.stop());
+    }
+}

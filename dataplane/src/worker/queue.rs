@@ -1,0 +1,42 @@
+//! One queue as its worker runs it.
+
+use std::sync::Arc;
+
+use super::QueueRef;
+use crate::event::Kick;
+use crate::memory::GuestMemory;
+use crate::notifier::Notifier;
+use crate::port::Port;
+use crate::ring::Ring;
+
+pub(crate) struct Run {
+    pub handle: QueueRef,
+    pub port: Arc<Port>,
+    pub memory: Arc<GuestMemory>,
+    pub ring: Box<dyn Ring>,
+    pub size: usize,
+    pub big_endian: bool,
+    pub enabled: bool,
+    pub notifier: Notifier,
+    pub kick: Option<Kick>,
+    /// Looked at without kicks (vhost-user: SET_VRING_KICK without a descriptor).
+    pub poll: bool,
+    /// Chains taken and not yet used.
+    pub in_flight: usize,
+    /// Used entries pushed and not yet published.
+    pub unpublished: bool,
+    /// Waits in the worker's ready list.
+    pub ready: bool,
+    /// Token of the `stop` that waits for this queue's tasks.
+    pub stop: Option<u64>,
+    /// The ring broke an invariant, or its driver is gone: it is not touched again.
+    pub dead: bool,
+    pub want_event_buffers: bool,
+}
+
+impl Run {
+    /// May chains be taken?
+    pub fn runs(&self) -> bool {
+        self.enabled && !self.dead && self.stop.is_none()
+    }
+}

@@ -1,0 +1,941 @@
+//! A worker's thread: the loop, and the life of a task from `begin` to `respond`.
+
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::sync::Arc;
+
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
+use super::drain::Drains;
+use super::queue::Run;
+use super::uring::Uring;
+use super::{Answer, Kind, Mail, Mailbox, Reply, Scope};
+use crate::engine::{Io, IoKind};
+use crate::inbox::{Command, Control, Inbox, Message, Notice};
+use crate::lu;
+use crate::notifier::Notifier;
+use crate::pool::pool;
+use crate::port;
+use crate::sbc::{self, Outcome, Plan};
+use crate::task::{Slab, State, TaskRef, MAX_CDB};
+use crate::wire::{self, CmdReq, CMD_REQ_FIXED, CMD_RESP_FIXED};
+use crate::iov;
+
+/// Chains taken from one queue before the next one has its turn.
+const BUDGET: usize = 64;
+/// Data-out bytes copied for one command that Python decides.
+const MAX_COPY: u64 = 1 << 20;
+/// The same for all commands of a worker that are with Python; above it they get BUSY.
+const COPY_BUDGET: usize = 64 << 20;
+/// Longest control request that has a meaning is 24 bytes; the rest is cut off.
+const MAX_CONTROL: u64 = 4096;
+/// Turns without work before polled queues are looked at in intervals only.
+const POLL_TURNS: u32 = 1000;
+const POLL_INTERVAL_MS: i32 = 1;
+
+const MAILBOX: u64 = u64::MAX;
+const URING: u64 = u64::MAX - 1;
+
+/// What a response says.
+struct Response<'a> {
+    response: u8,
+    status: u8,
+    sense: &'a [u8],
+    /// Data-out bytes consumed and data-in bytes produced.
+    out: u64,
+    data_in: u64,
+}
+
+impl Response<'_> {
+    /// No SCSI status: the transport's own answer.
+    fn transport(response: u8) -> Self {
+        Self { response, status: 0, sense: &[], out: 0, data_in: 0 }
+    }
+}
+
+/// Work for a pool thread, with pointers into a task that stays until the answer is in.
+struct Sendable<T>(T);
+
+// SAFETY: the iovecs inside point into guest memory that the task's `chain.map` keeps mapped.
+unsafe impl<T> Send for Sendable<T> {}
+
+pub(super) struct Thread {
+    inbox: Arc<Inbox>,
+    mailbox: Arc<Mailbox>,
+    epoll: Epoll,
+    uring: Option<Uring>,
+    queues: Vec<Option<Run>>,
+    keys: HashMap<u64, usize>,
+    tasks: Slab,
+    drains: Drains,
+    /// Queues that may have chains.
+    ready: VecDeque<usize>,
+    /// Queues with something to publish or to end at the turn's end.
+    touched: Vec<usize>,
+    /// Ended calls, told to Python after the used entries they wait for are published.
+    done: Vec<(u64, u64)>,
+    completions: Vec<(u64, io::Result<u64>)>,
+    copied: usize,
+    /// A response being put together.
+    response: Vec<u8>,
+    /// Queues to look at without kicks.
+    polled: Vec<usize>,
+    idle_turns: u32,
+    shutdown: bool,
+}
+
+impl Thread {
+    pub fn new(inbox: Arc<Inbox>, mailbox: Arc<Mailbox>, io_uring: bool) -> io::Result<Self> {
+        let epoll = Epoll::new()?;
+        let mail = EpollEvent::new(EventSet::IN, MAILBOX);
+        epoll.ctl(ControlOperation::Add, mailbox.as_fd().as_raw_fd(), mail)?;
+        let uring = if io_uring { Uring::new().ok() } else { None };
+        if let Some(uring) = &uring {
+            epoll.ctl(ControlOperation::Add, uring.fd(), EpollEvent::new(EventSet::IN, URING))?;
+        }
+        Ok(Self {
+            inbox,
+            mailbox,
+            epoll,
+            uring,
+            queues: Vec::new(),
+            keys: HashMap::new(),
+            tasks: Slab::default(),
+            drains: Drains::default(),
+            ready: VecDeque::new(),
+            touched: Vec::new(),
+            done: Vec::new(),
+            completions: Vec::new(),
+            copied: 0,
+            response: Vec::new(),
+            polled: Vec::new(),
+            idle_turns: 0,
+            shutdown: false,
+        })
+    }
+
+    pub fn has_io_uring(&self) -> bool {
+        self.uring.is_some()
+    }
+
+    pub fn run(&mut self) {
+        loop {
+            self.turn();
+            if self.shutdown && self.tasks.live().next().is_none() {
+                return;
+            }
+            self.wait();
+        }
+    }
+
+    fn turn(&mut self) {
+        for mail in self.mailbox.take() {
+            self.open(mail);
+        }
+        self.reap();
+        for _ in 0..self.ready.len() {
+            if let Some(key) = self.ready.pop_front() {
+                self.serve(key);
+            }
+        }
+        if let Some(uring) = &mut self.uring {
+            uring.submit();
+        }
+        self.publish();
+    }
+
+    /// Sleeps until something happens; not at all while there is work.
+    fn wait(&mut self) {
+        let mut timeout = -1;
+        if !self.ready.is_empty() {
+            timeout = 0;
+        } else if !self.polled.is_empty() {
+            self.idle_turns = self.idle_turns.saturating_add(1);
+            timeout = if self.idle_turns < POLL_TURNS { 0 } else { POLL_INTERVAL_MS };
+        }
+        if self.uring.as_ref().is_some_and(Uring::must_retry) {
+            timeout = POLL_INTERVAL_MS;
+        }
+        if !self.mailbox.fall_asleep() {
+            timeout = 0;
+        }
+        let mut events = [EpollEvent::default(); 32];
+        // EINTR is a wake-up like any other.
+        let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
+        let mut rung = false;
+        for event in &events[..count] {
+            match event.data() {
+                MAILBOX => rung = true,
+                URING => {}
+                key => {
+                    let key = key as usize;
+                    if let Some(kick) = self.queue(key).and_then(|queue| queue.kick.as_ref()) {
+                        kick.clear();
+                    }
+                    self.mark_ready(key);
+                }
+            }
+        }
+        self.mailbox.wake_up(rung);
+        for at in 0..self.polled.len() {
+            self.mark_ready(self.polled[at]);
+        }
+    }
+
+    fn update_polled(&mut self) {
+        self.polled.clear();
+        for (key, queue) in self.queues.iter().enumerate() {
+            if queue.as_ref().is_some_and(|queue| queue.poll && !queue.dead) {
+                self.polled.push(key);
+            }
+        }
+    }
+
+    // ── Queues ───────────────────────────────────────────────────────────────────────────────
+
+    fn queue(&mut self, key: usize) -> Option<&mut Run> {
+        self.queues.get_mut(key)?.as_mut()
+    }
+
+    fn named(&mut self, id: u64) -> Option<(usize, &mut Run)> {
+        let key = *self.keys.get(&id)?;
+        Some((key, self.queues[key].as_mut()?))
+    }
+
+    fn mark_ready(&mut self, key: usize) {
+        if let Some(queue) = self.queue(key) {
+            if !queue.ready && queue.runs() {
+                queue.ready = true;
+                self.ready.push_back(key);
+            }
+        }
+    }
+
+    fn attach(&mut self, run: Run) {
+        let key = self.queues.iter().position(Option::is_none).unwrap_or(self.queues.len());
+        if key == self.queues.len() {
+            self.queues.push(None);
+        }
+        self.keys.insert(run.handle.id, key);
+        let kick = run.kick.as_ref().map(|kick| kick.as_fd().as_raw_fd());
+        self.queues[key] = Some(run);
+        if let Some(kick) = kick {
+            self.watch(key, kick);
+        }
+        self.update_polled();
+        self.mark_ready(key);
+    }
+
+    /// Edge-triggered: see `Kick`.
+    fn watch(&mut self, key: usize, kick: RawFd) {
+        let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, key as u64);
+        if let Err(error) = self.epoll.ctl(ControlOperation::Add, kick, event) {
+            self.broken(key, &format!("its kick descriptor cannot be watched: {error}"));
+        }
+    }
+
+    fn unwatch(&mut self, key: usize) {
+        let kick = self.queue(key).and_then(|queue| queue.kick.take());
+        if let Some(kick) = kick {
+            // Fails only if `watch` had; the descriptor is closed next.
+            let _ = self.epoll.ctl(
+                ControlOperation::Delete,
+                kick.as_fd().as_raw_fd(),
+                EpollEvent::default(),
+            );
+        }
+    }
+
+    /// The ring cannot be trusted any more: it is not touched again.
+    fn broken(&mut self, key: usize, text: &str) {
+        let Some(queue) = self.queue(key) else { return };
+        if queue.dead {
+            return;
+        }
+        queue.dead = true;
+        queue.unpublished = false;
+        let queue = queue.handle.clone();
+        self.unwatch(key);
+        self.inbox.notice(Notice::Broken { queue, text: text.to_owned() });
+    }
+
+    /// Takes chains from a ready queue, at most `BUDGET`.
+    fn serve(&mut self, key: usize) {
+        let Some(queue) = self.queue(key) else { return };
+        queue.ready = false;
+        if queue.handle.kind == Kind::Event {
+            return self.look_for_event_buffers(key);
+        }
+        queue.ring.suppress_kicks();
+        for _ in 0..BUDGET {
+            let slot = self.tasks.reserve();
+            // Not `self.queue`: the task is borrowed from the slab at the same time.
+            let Some(queue) = self.queues[key].as_mut().filter(|queue| queue.runs()) else {
+                return self.tasks.release(slot);
+            };
+            let task = self.tasks.get(slot);
+            let popped = match queue.ring.pop(&mut task.chain) {
+                Ok(false) => match queue.ring.want_kicks() {
+                    Ok(true) => {
+                        queue.ring.suppress_kicks();
+                        self.tasks.release(slot);
+                        continue;
+                    }
+                    armed => armed.map_err(|error| error.to_string()),
+                },
+                Ok(true) if queue.in_flight == queue.size => {
+                    Err(format!("more chains are in flight than its size of {}", queue.size))
+                }
+                popped => popped.map_err(|error| error.to_string()),
+            };
+            match popped {
+                Ok(true) => {
+                    queue.in_flight += 1;
+                    task.queue = key;
+                    let kind = queue.handle.kind;
+                    self.idle_turns = 0;
+                    if kind == Kind::Control {
+                        self.begin_control(slot);
+                    } else {
+                        self.begin(slot);
+                    }
+                }
+                Ok(false) => return self.tasks.release(slot),
+                Err(error) => {
+                    self.tasks.release(slot);
+                    return self.broken(key, &error);
+                }
+            }
+        }
+        self.mark_ready(key);
+    }
+
+    /// Makes used entries visible, notifies, ends stopped queues, and then tells who waited.
+    fn publish(&mut self) {
+        while let Some(key) = self.touched.pop() {
+            let Some(queue) = self.queues.get_mut(key).and_then(Option::as_mut) else { continue };
+            let mut failure = None;
+            if queue.unpublished && !queue.dead {
+                queue.unpublished = false;
+                match queue.ring.publish() {
+                    Ok(true) => queue.notifier.notify(&self.inbox, queue.handle.index),
+                    Ok(false) => {}
+                    Err(error) => failure = Some(error.to_string()),
+                }
+                if queue.memory.is_dead() {
+                    failure = Some("guest memory behind it has vanished (truncated file)".into());
+                }
+            }
+            if let (Some(token), 0) = (queue.stop, queue.in_flight) {
+                let next_avail = queue.ring.next_avail();
+                self.done.push((token, u64::from(next_avail)));
+                self.remove(key);
+            } else if let Some(text) = failure {
+                self.broken(key, &text);
+            }
+        }
+        for (token, value) in self.done.drain(..) {
+            self.inbox.notice(Notice::Done { token, value });
+        }
+    }
+
+    fn remove(&mut self, key: usize) {
+        self.unwatch(key);
+        if let Some(run) = self.queues[key].take() {
+            self.keys.remove(&run.handle.id);
+        }
+        self.update_polled();
+    }
+
+    // ── Mail ─────────────────────────────────────────────────────────────────────────────────
+
+    fn open(&mut self, mail: Mail) {
+        match mail {
+            Mail::Attach(run) => self.attach(*run),
+            Mail::Enable { queue, on } => {
+                if let Some((key, queue)) = self.named(queue) {
+                    queue.enabled = on;
+                    self.mark_ready(key);
+                }
+            }
+            Mail::Notifier { queue, notifier } => {
+                let key = self.keys.get(&queue).copied();
+                if let Some(queue) = key.and_then(|key| self.queues[key].as_mut()) {
+                    let before = std::mem::replace(&mut queue.notifier, notifier);
+                    if matches!(before, Notifier::None) {
+                        // Buffers used before now were told to nobody.
+                        queue.notifier.notify(&self.inbox, queue.handle.index);
+                    }
+                }
+            }
+            Mail::Kick { queue } => {
+                if let Some((key, _)) = self.named(queue) {
+                    self.mark_ready(key);
+                }
+            }
+            Mail::KickFd { queue, kick, poll } => self.set_kick(queue, kick, poll),
+            Mail::PushEvent { queue, token, event } => self.push_event(queue, token, &event),
+            Mail::WantEventBuffers { queue } => {
+                if let Some((key, queue)) = self.named(queue) {
+                    queue.want_event_buffers = true;
+                    self.mark_ready(key);
+                }
+            }
+            Mail::Stop { queue, token, abort, discard } => {
+                self.stop_queue(queue, token, abort, discard);
+            }
+            Mail::Answer { task, answer } => self.answered(task, answer),
+            Mail::Abort { token, response, scope } => self.abort(token, response, &scope),
+            Mail::Query { token, scope } => {
+                self.take_offered(&scope);
+                let count = self.matching(&scope).len() as u64;
+                self.done.push((token, count));
+            }
+            Mail::Quiesce { token, scope } => {
+                let running = self.matching(&scope);
+                let waiting: HashSet<_> = running
+                    .into_iter()
+                    .filter(|task| self.tasks.get(task.slot).state == State::Running)
+                    .collect();
+                self.drains.add(token, waiting.len() as u64, waiting, &mut self.done);
+            }
+            Mail::Shutdown => {
+                self.shutdown = true;
+                let ids: Vec<_> = self.keys.keys().copied().collect();
+                for id in ids {
+                    self.discard(id);
+                }
+            }
+        }
+    }
+
+    fn set_kick(&mut self, id: u64, kick: Option<crate::event::Kick>, poll: bool) {
+        let Some((key, queue)) = self.named(id) else { return };
+        if queue.dead {
+            return;
+        }
+        queue.poll = poll;
+        self.unwatch(key);
+        if let Some(kick) = kick {
+            let fd = kick.as_fd().as_raw_fd();
+            if let Some(queue) = self.queue(key) {
+                queue.kick = Some(kick);
+            }
+            self.watch(key, fd);
+        }
+        self.update_polled();
+        self.mark_ready(key);
+    }
+
+    fn stop_queue(&mut self, id: u64, token: u64, abort: Option<u8>, discard: bool) {
+        if discard {
+            self.discard(id);
+        }
+        let Some((key, queue)) = self.named(id) else {
+            // Already stopped: the call still ends.
+            self.done.push((token, 0));
+            return;
+        };
+        queue.stop = Some(token);
+        self.unwatch(key);
+        if let Some(response) = abort {
+            self.end_undecided(key, response);
+        }
+        self.touched.push(key);
+    }
+
+    /// The driver is gone: nothing more is written, and tasks with Python end now.
+    fn discard(&mut self, id: u64) {
+        if let Some((key, queue)) = self.named(id) {
+            queue.dead = true;
+            self.unwatch(key);
+            self.end_undecided(key, wire::S_FAILURE);
+        }
+    }
+
+    fn end_undecided(&mut self, key: usize, response: u8) {
+        let undecided: Vec<_> = self
+            .tasks
+            .live()
+            .filter(|(_, task)| task.queue == key && task.state == State::Python)
+            .map(|(slot, _)| slot)
+            .collect();
+        for slot in undecided {
+            self.respond(slot, &Response::transport(response));
+        }
+    }
+
+    fn push_event(&mut self, id: u64, token: u64, event: &[u8]) {
+        let slot = self.tasks.reserve();
+        let mut value = 0;
+        let mut failure = None;
+        if let Some(key) = self.keys.get(&id).copied() {
+            if let Some(queue) = self.queues[key].as_mut().filter(|queue| queue.runs()) {
+                let chain = &mut self.tasks.get(slot).chain;
+                match queue.ring.pop(chain) {
+                    Ok(true) => {
+                        // SAFETY: `chain.map` keeps its pieces mapped.
+                        let written = unsafe { iov::write(&chain.writable, event) };
+                        match queue.ring.push_used(chain.head, written as u32) {
+                            Ok(()) => value = 1,
+                            Err(error) => failure = Some(error.to_string()),
+                        }
+                        queue.unpublished = true;
+                        self.touched.push(key);
+                    }
+                    Ok(false) => {}
+                    Err(error) => failure = Some(error.to_string()),
+                }
+                if let Some(error) = failure {
+                    self.broken(key, &error);
+                }
+            }
+        }
+        self.tasks.release(slot);
+        self.done.push((token, value));
+    }
+
+    fn look_for_event_buffers(&mut self, key: usize) {
+        let Some(queue) = self.queue(key) else { return };
+        if !queue.runs() {
+            return;
+        }
+        match queue.ring.want_kicks() {
+            Ok(true) if queue.want_event_buffers => {
+                queue.want_event_buffers = false;
+                let queue = queue.handle.clone();
+                self.inbox.notice(Notice::Event { queue });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                let error = error.to_string();
+                self.broken(key, &error);
+            }
+        }
+    }
+
+    // ── Task management ──────────────────────────────────────────────────────────────────────
+
+    /// A command that the driver queued before it asked for a TMF is in the task set, whether or
+    /// not this worker has seen it yet.
+    fn take_offered(&mut self, scope: &Scope) {
+        for key in 0..self.queues.len() {
+            let Some(queue) = self.queue(key) else { continue };
+            let asked = scope.port.as_ref().is_none_or(|port| Arc::ptr_eq(port, &queue.port));
+            if queue.handle.kind != Kind::Request || !asked {
+                continue;
+            }
+            // Bounded: a driver that keeps adding does not keep us here.
+            let rounds = queue.size / BUDGET + 1;
+            self.mark_ready(key);
+            for _ in 0..rounds {
+                if !self.queue(key).is_some_and(|queue| queue.ready) {
+                    break;
+                }
+                self.ready.retain(|ready| *ready != key);
+                self.serve(key);
+            }
+        }
+    }
+
+    fn matching(&self, scope: &Scope) -> Vec<TaskRef> {
+        self.tasks
+            .live()
+            .filter(|(_, task)| {
+                let Some(queue) = self.queues.get(task.queue).and_then(Option::as_ref) else {
+                    return false;
+                };
+                let lu = task.nexus.as_ref().map(|nexus| &nexus.lu);
+                queue.handle.kind == Kind::Request
+                    && scope.port.as_ref().is_none_or(|port| Arc::ptr_eq(port, &queue.port))
+                    && scope
+                        .lu
+                        .as_ref()
+                        .is_none_or(|wanted| lu.is_some_and(|lu| Arc::ptr_eq(wanted, lu)))
+                    && scope.tag.is_none_or(|tag| tag == task.header.tag)
+            })
+            .map(|(slot, task)| TaskRef { slot, generation: task.generation })
+            .collect()
+    }
+
+    fn abort(&mut self, token: u64, response: u8, scope: &Scope) {
+        self.take_offered(scope);
+        let hit = self.matching(scope);
+        let mut waiting = HashSet::new();
+        for task in &hit {
+            let found = self.tasks.get(task.slot);
+            if found.state == State::Python {
+                self.respond(task.slot, &Response::transport(response));
+            } else {
+                found.aborted = Some(response);
+                waiting.insert(*task);
+            }
+        }
+        self.drains.add(token, hit.len() as u64, waiting, &mut self.done);
+    }
+
+    // ── The life of a task ───────────────────────────────────────────────────────────────────
+
+    fn begin_control(&mut self, slot: u32) {
+        let task = self.tasks.get(slot);
+        let Some(queue) = self.queues[task.queue].as_ref() else { return };
+        let mut request = vec![0; task.chain.readable_len.min(MAX_CONTROL) as usize];
+        // SAFETY: `chain.map` keeps its pieces mapped.
+        unsafe { iov::read(&task.chain.readable, &mut request) };
+        task.state = State::Python;
+        let task_ref = TaskRef { slot, generation: task.generation };
+        self.inbox.post(Message::Control(Control {
+            reply: Reply::new(self.mailbox.clone(), task_ref),
+            port: queue.port.clone(),
+            queue: queue.handle.clone(),
+            request,
+            reply_capacity: task.chain.writable_len,
+        }));
+    }
+
+    /// Takes a command apart and sends it its way.
+    fn begin(&mut self, slot: u32) {
+        let task = self.tasks.get(slot);
+        let Some(queue) = self.queues[task.queue].as_ref() else { return };
+        let port = queue.port.clone();
+        let cdb_size = port.cdb_size().min(MAX_CDB);
+        task.cdb_len = cdb_size;
+        task.sense_size = port.sense_size();
+        task.state = State::Running;
+        let (readable, writable) = (task.chain.readable_len, task.chain.writable_len);
+        if writable < CMD_RESP_FIXED as u64 {
+            let key = task.queue;
+            self.drop_unanswered(slot);
+            let text = format!("a request has {writable} bytes for its response of at least 12");
+            return self.broken(key, &text);
+        }
+        task.data_out.clear();
+        task.data_in.clear();
+        let header_len = CMD_REQ_FIXED + cdb_size;
+        let response_len = CMD_RESP_FIXED + task.sense_size;
+        iov::skip(&task.chain.readable, header_len, &mut task.data_out);
+        iov::skip(&task.chain.writable, response_len, &mut task.data_in);
+        task.data_out_len = readable.saturating_sub(header_len as u64);
+        task.data_in_len = writable.saturating_sub(response_len as u64);
+        if readable < header_len as u64 || writable < response_len as u64 {
+            task.sense_size = task.sense_size.min(writable as usize - CMD_RESP_FIXED);
+            return self.respond(slot, &Response::transport(wire::S_FAILURE));
+        }
+        let mut header = [0; CMD_REQ_FIXED + MAX_CDB];
+        // SAFETY: `chain.map` keeps its pieces mapped.
+        unsafe { iov::read(&task.chain.readable, &mut header[..header_len]) };
+        let mut fixed = [0; CMD_REQ_FIXED];
+        fixed.copy_from_slice(&header[..CMD_REQ_FIXED]);
+        task.header = CmdReq::parse(&fixed, queue.big_endian);
+        task.cdb.fill(0);
+        task.cdb[..cdb_size].copy_from_slice(&header[CMD_REQ_FIXED..header_len]);
+
+        if task.data_out_len > 0 && task.data_in_len > 0 && !port.inout() {
+            return self.respond(slot, &Response::transport(wire::S_FAILURE));
+        }
+        match port.route(&task.header.lun) {
+            port::Route::BadTarget => {
+                self.respond(slot, &Response::transport(wire::S_BAD_TARGET));
+            }
+            port::Route::Python => self.to_python(slot, MAX_COPY),
+            port::Route::Unit(nexus) => {
+                task.nexus = Some(nexus.clone());
+                match nexus.lu.routes.route(task.cdb()) {
+                    lu::Route::Media(class) if nexus.gate.enter(class) => self.execute(slot),
+                    lu::Route::Media(_) => {
+                        task.pending = true;
+                        self.to_python(slot, 0);
+                    }
+                    lu::Route::Python => {
+                        nexus.gate.wait();
+                        task.pending = true;
+                        self.to_python(slot, MAX_COPY);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Posts a command to the inbox, with a copy of its data-out up to `copy` bytes.
+    fn to_python(&mut self, slot: u32, copy: u64) {
+        let task = self.tasks.get(slot);
+        let Some(queue) = self.queues[task.queue].as_ref() else { return };
+        let copy = task.data_out_len.min(copy) as usize;
+        if self.copied + copy > COPY_BUDGET {
+            let busy = Response {
+                response: wire::S_OK,
+                status: wire::STATUS_BUSY,
+                sense: &[],
+                out: 0,
+                data_in: 0,
+            };
+            return self.respond(slot, &busy);
+        }
+        self.copied += copy;
+        task.copied = copy;
+        let mut data_out = vec![0; copy];
+        // SAFETY: `chain.map` keeps its pieces mapped.
+        unsafe { iov::read(&task.data_out, &mut data_out) };
+        task.state = State::Python;
+        let task_ref = TaskRef { slot, generation: task.generation };
+        self.inbox.post(Message::Command(Command {
+            reply: Reply::new(self.mailbox.clone(), task_ref),
+            port: queue.port.clone(),
+            nexus: task.nexus.clone(),
+            header: task.header,
+            cdb: task.cdb().to_vec(),
+            data_out,
+            data_out_length: task.data_out_len,
+            data_in_length: task.data_in_len,
+        }));
+    }
+
+    fn answered(&mut self, task: TaskRef, answer: Answer) {
+        let Some(found) = self.tasks.find(task) else { return };
+        let slot = task.slot;
+        // An answer of Python to a task that runs already, or the other way round, cannot be:
+        // `Reply` answers once, and the pool only what runs.
+        match answer {
+            Answer::Finish { status, sense, data_in } => {
+                self.finish(slot, status, &sense, &data_in);
+            }
+            Answer::Execute => {
+                self.settle(slot);
+                self.execute(slot);
+            }
+            Answer::Fail { response } => self.respond(slot, &Response::transport(response)),
+            Answer::Control { reply } => {
+                // SAFETY: `chain.map` keeps its pieces mapped.
+                let written = unsafe { iov::write(&found.chain.writable, &reply) };
+                self.complete(slot, written as u32);
+            }
+            Answer::Io(result) => self.io_done(slot, result),
+            Answer::Job(outcome) => self.outcome(slot, &outcome),
+        }
+    }
+
+    /// Python has decided: the gate may open again when this was the last one.
+    fn settle(&mut self, slot: u32) {
+        let task = self.tasks.get(slot);
+        if std::mem::take(&mut task.pending) {
+            if let Some(nexus) = &task.nexus {
+                nexus.gate.decided();
+            }
+        }
+    }
+
+    fn finish(&mut self, slot: u32, status: u8, sense: &[u8], data: &[u8]) {
+        let task = self.tasks.get(slot);
+        // SAFETY: `chain.map` keeps its pieces mapped.
+        let produced = unsafe { iov::write(&task.data_in, data) };
+        let overrun = produced < data.len();
+        let response = Response {
+            response: if overrun { wire::S_OVERRUN } else { wire::S_OK },
+            status,
+            sense,
+            out: if status == wire::STATUS_GOOD { task.data_out_len } else { 0 },
+            data_in: produced as u64,
+        };
+        self.respond(slot, &response);
+    }
+
+    /// Runs a media command.
+    fn execute(&mut self, slot: u32) {
+        let task = self.tasks.get(slot);
+        let Some(nexus) = task.nexus.clone() else {
+            // Python executes only what has a logical unit.
+            return self.respond(slot, &Response::transport(wire::S_FAILURE));
+        };
+        task.state = State::Running;
+        let policy = nexus.lu.policy.load_full();
+        task.policy = Some(policy.clone());
+        let data_out_len = task.data_out_len;
+        let plan =
+            sbc::plan(&policy, task.cdb(), &task.data_out, data_out_len, task.data_in_len);
+        match plan {
+            Plan::Done(outcome) => self.outcome(slot, &outcome),
+            Plan::Overrun => self.respond(slot, &Response::transport(wire::S_OVERRUN)),
+            Plan::Io(io) => self.start_io(slot, io),
+            Plan::Job(job) => {
+                let work = Sendable((job, task.data_out.clone(), task.data_in.clone()));
+                let cdb = task.cdb().to_vec();
+                let engine = nexus.lu.engine.clone();
+                self.on_pool(slot, move || {
+                    let Sendable((job, data_out, data_in)) = { work };
+                    Answer::Job(job.run(&policy, engine.as_ref(), &cdb, &data_out, &data_in))
+                });
+            }
+        }
+    }
+
+    fn start_io(&mut self, slot: u32, io: Io) {
+        let task = self.tasks.get(slot);
+        let Some(nexus) = &task.nexus else { return };
+        task.iov.clear();
+        match io.kind {
+            IoKind::Read => task.iov.extend_from_slice(&task.data_in),
+            IoKind::Write => task.iov.extend_from_slice(&task.data_out),
+            IoKind::Flush | IoKind::Discard | IoKind::Zero => {}
+        }
+        sbc::trim(&mut task.iov, io.len);
+        task.io = Some(io);
+        let engine = &nexus.lu.engine;
+        if let Some(result) = engine.try_now(&io, &task.iov) {
+            return self.io_done(slot, result);
+        }
+        let task_ref = TaskRef { slot, generation: task.generation };
+        if let Some(uring) = &mut self.uring {
+            if let Some(entry) = engine.sqe(&io, &task.iov) {
+                // SAFETY: the task, its `iov`, its mapping and its engine stay until `io_done`.
+                if unsafe { uring.push(entry, task_ref.to_bits()) } {
+                    return;
+                }
+            }
+        }
+        self.run_io(slot);
+    }
+
+    /// The engine call in its blocking, complete form.
+    fn run_io(&mut self, slot: u32) {
+        let task = self.tasks.get(slot);
+        let (Some(nexus), Some(io)) = (&task.nexus, task.io) else { return };
+        let engine = nexus.lu.engine.clone();
+        let iov = Sendable(task.iov.clone());
+        self.on_pool(slot, move || {
+            let Sendable(iov) = { iov };
+            Answer::Io(engine.run(&io, &iov))
+        });
+    }
+
+    fn on_pool(&mut self, slot: u32, work: impl FnOnce() -> Answer + Send + 'static) {
+        let mailbox = self.mailbox.clone();
+        let task = TaskRef { slot, generation: self.tasks.get(slot).generation };
+        pool().run(Box::new(move || mailbox.post(Mail::Answer { task, answer: work() })));
+    }
+
+    fn reap(&mut self) {
+        let Some(uring) = &mut self.uring else { return };
+        let mut completions = std::mem::take(&mut self.completions);
+        uring.completed(&mut completions);
+        for (user_data, result) in completions.drain(..) {
+            let task = TaskRef::from_bits(user_data);
+            let Some(io) = self.tasks.find(task).and_then(|task| task.io) else { continue };
+            if is_final(&io, &result) {
+                self.io_done(task.slot, result);
+            } else {
+                self.run_io(task.slot);
+            }
+        }
+        self.completions = completions;
+    }
+
+    fn io_done(&mut self, slot: u32, result: io::Result<u64>) {
+        let task = self.tasks.get(slot);
+        let (Some(policy), Some(io)) = (task.policy.clone(), task.io) else { return };
+        let outcome = sbc::complete(&policy, task.cdb(), &io, result);
+        self.outcome(slot, &outcome);
+    }
+
+    fn outcome(&mut self, slot: u32, outcome: &Outcome) {
+        let task = self.tasks.get(slot);
+        let (out, data_in) = if task.data_in_len > 0 {
+            (0, outcome.transferred.min(task.data_in_len))
+        } else {
+            (outcome.transferred.min(task.data_out_len), 0)
+        };
+        let sense = outcome.sense;
+        let response = Response {
+            response: wire::S_OK,
+            status: outcome.status,
+            sense: sense.as_bytes(),
+            out,
+            data_in,
+        };
+        self.respond(slot, &response);
+    }
+
+    /// Writes a command's response. Every command ends here, except one without room for it.
+    fn respond(&mut self, slot: u32, response: &Response<'_>) {
+        let task = self.tasks.get(slot);
+        let Some(queue) = self.queues[task.queue].as_ref() else { return };
+        let aborted = task.aborted.map(Response::transport);
+        let response = aborted.as_ref().unwrap_or(response);
+        let total = task.data_out_len + task.data_in_len;
+        let residual = total - response.out - response.data_in;
+        let sense = &response.sense[..response.sense.len().min(task.sense_size)];
+        let mut used = (CMD_RESP_FIXED + task.sense_size) as u64;
+        if queue.handle.kind == Kind::Control {
+            // `response` is byte 0 of a TMF's reply and byte 4 of an AN request's.
+            // SAFETY: `chain.map` keeps its pieces mapped.
+            used = unsafe { iov::write(&task.chain.writable, &[response.response; 5]) } as u64;
+        } else if !queue.dead {
+            let bytes = &mut self.response;
+            bytes.clear();
+            bytes.extend_from_slice(&wire::cmd_resp(
+                sense.len() as u32,
+                u32::try_from(residual).unwrap_or(u32::MAX),
+                response.status,
+                response.response,
+                queue.big_endian,
+            ));
+            bytes.extend_from_slice(sense);
+            // The sense area is written whole: `used.len` covers it (virtio 1.4 2.7.8.2).
+            bytes.resize(CMD_RESP_FIXED + task.sense_size, 0);
+            // SAFETY: `chain.map` keeps its pieces mapped.
+            unsafe { iov::write(&task.chain.writable, bytes) };
+            used += response.data_in;
+        }
+        self.settle(slot);
+        self.complete(slot, u32::try_from(used).unwrap_or(u32::MAX));
+    }
+
+    /// A chain without room for an answer: its ring is broken, its entry never used.
+    fn drop_unanswered(&mut self, slot: u32) {
+        let key = self.tasks.get(slot).queue;
+        if let Some(queue) = self.queue(key) {
+            queue.in_flight -= 1;
+        }
+        self.tasks.release(slot);
+    }
+
+    /// Pushes the used entry and forgets the task: the one place where a task ends.
+    fn complete(&mut self, slot: u32, used: u32) {
+        let task = self.tasks.get(slot);
+        let task_ref = TaskRef { slot, generation: task.generation };
+        let (key, head) = (task.queue, task.chain.head);
+        self.copied -= task.copied;
+        let mut failure = None;
+        if let Some(queue) = self.queues[key].as_mut() {
+            queue.in_flight -= 1;
+            if !queue.dead {
+                match queue.ring.push_used(head, used) {
+                    Ok(()) => queue.unpublished = true,
+                    Err(error) => failure = Some(error.to_string()),
+                }
+            }
+            self.touched.push(key);
+        }
+        self.tasks.release(slot);
+        self.drains.completed(task_ref, &mut self.done);
+        if let Some(error) = failure {
+            self.broken(key, &error);
+        }
+    }
+}
+
+/// Whether an io_uring result stands, or the blocking form must take over: after a short
+/// transfer, or where the kernel cannot do it this way. Errors of the medium stand (a repeated
+/// fsync would report success for lost data).
+fn is_final(io: &Io, result: &io::Result<u64>) -> bool {
+    match result {
+        Ok(done) => match io.kind {
+            IoKind::Read | IoKind::Write => *done == io.len,
+            IoKind::Flush | IoKind::Discard | IoKind::Zero => !io.durable || io.kind == IoKind::Flush,
+        },
+        Err(error) => !matches!(
+            error.raw_os_error(),
+            Some(libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)
+        ),
+    }
+}
