@@ -2,6 +2,7 @@
 
 from .errors import GuestError, GuestTimeout, GuestUnavailable, ServerError
 from .guest import GuestResult, GuestRun, LinuxGuest
+from .hba import HbaProcess
 from .qemu import QemuGuest
 from .uml import UmlGuest
 
@@ -11,6 +12,7 @@ __all__ = [
     "GuestRun",
     "GuestTimeout",
     "GuestUnavailable",
+    "HbaProcess",
     "LinuxGuest",
     "QemuGuest",
     "ServerError",

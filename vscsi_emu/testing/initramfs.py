@@ -13,10 +13,7 @@ PROGRAM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class Archive:
-    """A cpio archive in "newc" format (Documentation/driver-api/early-userspace/buffer-format).
-
-    The kernel unpacks several, one after another, so each guest adds its own to a shared one.
-    """
+    """A cpio archive in "newc" format (Documentation/driver-api/early-userspace/buffer-format)."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -48,9 +45,8 @@ class Archive:
             self.copy(library)
 
     def to_bytes(self) -> bytes:
-        """The archive, padded so that another may follow."""
-        whole = b"".join([*self._parts, self._entry("TRAILER!!!", b"", 0)])
-        return whole + bytes(-len(whole) % 512)
+        """The whole archive."""
+        return b"".join([*self._parts, self._entry("TRAILER!!!", b"", 0)])
 
     def _entry(self, name: str, data: bytes, mode: int) -> bytes:
         # ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import platform
@@ -16,7 +15,8 @@ from .guest import SETTLE, Launch, LinuxGuest
 from .initramfs import Archive, find_program
 from .modules import load_order, module_directory
 
-MODULES = ("virtio_pci", "scsi_mod", "sd_mod", "sg", "virtio_scsi", "ext4")
+MODULES = ("qemu_fw_cfg", "virtio_pci", "scsi_mod", "sd_mod", "sg", "virtio_scsi", "ext4")
+SCRIPT = "opt/org.vscsi-emu/script"
 PROGRAMS = (
     "busybox",
     "blkdiscard",
@@ -50,7 +50,7 @@ ln -s /proc/self/fd /dev/fd
 {settle}
 stty -F /dev/ttyS1 raw
 mkdir -p /tmp/mnt && cd /tmp
-sh /script </dev/null >/dev/ttyS1 2>&1
+sh /sys/firmware/qemu_fw_cfg/by_name/{script}/raw </dev/null >/dev/ttyS1 2>&1
 echo $? >/dev/ttyS2
 poweroff -f
 """
@@ -82,9 +82,7 @@ class QemuGuest(LinuxGuest):
         if platform.machine() != "x86_64":
             raise GuestUnavailable(f"the QEMU guest is an x86-64 PC, this is {platform.machine()}")
         kernel = cloud_kernel()
-        own = Archive()
-        own.add("/script", script.encode())
-        (directory / "initramfs").write_bytes(_initramfs(kernel).read_bytes() + own.to_bytes())
+        (directory / "script").write_text(script)
         emulator, environment, firmware = _emulator()
         memory = f"memory-backend-memfd,id=ram,size={self._memory_mib}M,share=on"
         return Launch(
@@ -95,7 +93,9 @@ class QemuGuest(LinuxGuest):
                 *("-machine", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max"),
                 *("-m", f"{self._memory_mib}M", "-object", memory),
                 *("-kernel", str(next(kernel.glob("boot/vmlinuz-*")))),
-                *("-initrd", "initramfs", "-append", "console=ttyS0 loglevel=5 panic=-1"),
+                *("-initrd", str(_initramfs(kernel))),
+                *("-append", "console=ttyS0 loglevel=5 panic=-1"),
+                *("-fw_cfg", f"name={SCRIPT},file=script"),
                 *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
                 *("-serial", "file:output", "-serial", "file:status"),
                 *self._devices(),
@@ -134,13 +134,11 @@ def _initramfs(kernel: Path) -> Path:
     made_of: list[object] = [directory.name, MODULES, _INIT, SETTLE, PROGRAMS]
     made_of += [(program, program.stat().st_mtime_ns) for program in programs]
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
-    path = cache_directory() / f"initramfs-{digest}.cpio.gz"
+    path = cache_directory() / f"initramfs-{digest}.cpio"
     with locked(path.with_suffix(".lock")):
         if not path.exists():
             scratch = path.with_suffix(".new")
-            compressed = gzip.compress(_build(directory, programs), 1)
-            # The kernel looks for the archive that follows at a multiple of four.
-            scratch.write_bytes(compressed + bytes(-len(compressed) % 4))
+            scratch.write_bytes(_build(directory, programs))
             scratch.rename(path)
     return path
 
@@ -163,5 +161,5 @@ def _build(directory: Path, programs: Sequence[Path]) -> bytes:
         archive.copy(path, f"/modules/{path.name}")
         option = " scan=sync" if path.stem == "scsi_mod" else ""
         load.append(f"insmod /modules/{path.name}{option}")
-    archive.add("/init", _INIT.format(load="\n".join(load), settle=SETTLE).encode())
+    archive.add("/init", _INIT.format(load="\n".join(load), settle=SETTLE, script=SCRIPT).encode())
     return archive.to_bytes()

@@ -1,0 +1,131 @@
+"""``vscsi-emu serve`` as a process of its own, for guests to attach to."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+from .errors import ServerError, tail
+
+PROGRAM = "vscsi-emu"
+START_SECONDS = 15.0
+STOP_SECONDS = 30.0
+_POLL_SECONDS = 0.01
+_LISTENING = "00010000"  # __SO_ACCEPTCON (include/linux/net.h) in the flags of /proc/net/unix
+
+
+class HbaProcess:
+    """A running server with one HBA; listening once constructed. Its context ends it.
+
+    `luns` are values of ``--lun``, `arguments` further ones of ``serve``. `ServerError` if it is
+    not listening within `START_SECONDS`.
+    """
+
+    def __init__(
+        self, luns: Sequence[str], *, queues: int | None = None, arguments: Sequence[str] = ()
+    ) -> None:
+        self._directory = Path(tempfile.mkdtemp(prefix="vscsi-emu-hba-"))
+        self.socket = self._directory / "hba.sock"
+        """Where it listens."""
+        command = [str(program()), "serve", "--socket-path", str(self.socket)]
+        command += [part for lun in luns for part in ("--lun", lun)]
+        command += ["--queues", str(queues)] if queues is not None else []
+        try:
+            with (self._directory / "log").open("wb") as log:
+                self._process = subprocess.Popen(
+                    [*command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                )
+            try:
+                self._await_socket()
+            except BaseException:
+                self._kill()
+                raise
+        except BaseException:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
+
+    @property
+    def pid(self) -> int:
+        """The server's process id."""
+        return self._process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has written to standard output and error so far."""
+        return (self._directory / "log").read_text(errors="replace")
+
+    @property
+    def running(self) -> bool:
+        """Whether it lives."""
+        return self._process.poll() is None
+
+    def terminate(self) -> int:
+        """SIGTERM; the exit code. `ServerError` if it has not ended within `STOP_SECONDS`."""
+        self._process.send_signal(signal.SIGTERM)
+        try:
+            return self._process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._kill()
+            raise ServerError(
+                f"{PROGRAM} serve ignored SIGTERM for {STOP_SECONDS:.0f} s\n{tail(self.log)}"
+            ) from None
+
+    def __enter__(self) -> HbaProcess:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            if self.running:
+                self.terminate()
+            if error is not None and self.log:
+                error.add_note(f"{PROGRAM} serve said\n{tail(self.log)}")
+        finally:
+            shutil.rmtree(self._directory, ignore_errors=True)
+
+    def _await_socket(self) -> None:
+        deadline = time.monotonic() + START_SECONDS
+        while not _listening(self.socket):
+            if not self.running:
+                raise ServerError(
+                    f"{PROGRAM} serve exited with {self._process.returncode}\n{tail(self.log)}"
+                )
+            if time.monotonic() > deadline:
+                raise ServerError(
+                    f"{PROGRAM} serve did not listen within {START_SECONDS:.0f} s\n{tail(self.log)}"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    def _kill(self) -> None:
+        self._process.kill()
+        self._process.wait(STOP_SECONDS)
+
+
+def program() -> Path:
+    """The installed ``vscsi-emu``: beside this interpreter, or on PATH."""
+    beside = Path(sys.executable).parent / PROGRAM
+    if beside.exists():
+        return beside
+    if found := shutil.which(PROGRAM):
+        return Path(found)
+    raise ServerError(f"{PROGRAM} is not installed: pip install vscsi-emu")
+
+
+def _listening(socket: Path) -> bool:
+    # Not by connecting: the server would take that for its one front end.
+    for line in Path("/proc/net/unix").read_text().splitlines():
+        fields = line.split()
+        if fields[3] == _LISTENING and fields[-1] == str(socket):
+            return True
+    return False
