@@ -96,9 +96,8 @@ impl Kick {
             // A pipe holds 64 KiB by default, 1 MiB at most.
             for _ in 0..256 {
                 // SAFETY: reads into `sink`, without blocking.
-                let got = unsafe {
-                    libc::read(pipe.as_raw_fd(), sink.as_mut_ptr().cast(), sink.len())
-                };
+                let got =
+                    unsafe { libc::read(pipe.as_raw_fd(), sink.as_mut_ptr().cast(), sink.len()) };
                 if got <= 0 {
                     break;
                 }
@@ -133,7 +132,11 @@ impl Call {
             Kind::Pipe(pipe) => add_one(pipe.as_raw_fd()),
             Kind::Eventfd => {
                 let fd = self.0.fd.as_raw_fd();
-                let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+                let mut poll = libc::pollfd {
+                    fd,
+                    events: libc::POLLOUT,
+                    revents: 0,
+                };
                 // SAFETY: one pollfd, no waiting.
                 if unsafe { libc::poll(&raw mut poll, 1, 0) } == 1 {
                     add_one(fd);
@@ -175,7 +178,9 @@ mod tests {
     #[test]
     fn other_files_are_refused_by_name() {
         let file = tempfile::tempfile().unwrap();
-        let Err(error) = Kick::new(file.as_fd()) else { panic!("accepted a regular file") };
+        let Err(error) = Kick::new(file.as_fd()) else {
+            panic!("accepted a regular file")
+        };
         assert!(error.to_string().contains("neither an eventfd nor a pipe"));
     }
 }

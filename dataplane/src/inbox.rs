@@ -34,14 +34,27 @@ pub struct Control {
 
 pub enum Notice {
     /// An asynchronous call ended.
-    Done { token: u64, value: u64 },
+    Done {
+        token: u64,
+        value: u64,
+    },
     /// An in-band notifier wants its driver notified.
-    Call { token: u64, queue: u16 },
+    Call {
+        token: u64,
+        queue: u16,
+    },
     /// The event queue has buffers again.
-    Event { queue: QueueRef },
+    Event {
+        queue: QueueRef,
+    },
     /// The ring broke an invariant; it is stopped.
-    Broken { queue: QueueRef, text: String },
-    Warning { text: String },
+    Broken {
+        queue: QueueRef,
+        text: String,
+    },
+    Warning {
+        text: String,
+    },
 }
 
 pub enum Message {
@@ -59,7 +72,10 @@ pub struct Inbox {
 
 impl Inbox {
     pub fn new() -> io::Result<Self> {
-        Ok(Self { messages: Mutex::default(), event: Event::new()? })
+        Ok(Self {
+            messages: Mutex::default(),
+            event: Event::new()?,
+        })
     }
 
     pub fn post(&self, message: Message) {

@@ -69,7 +69,10 @@ mod tests {
         lengths
             .iter()
             .map(|len| {
-                let piece = iovec { iov_base: buffer[at..].as_mut_ptr().cast(), iov_len: *len };
+                let piece = iovec {
+                    iov_base: buffer[at..].as_mut_ptr().cast(),
+                    iov_len: *len,
+                };
                 at += len;
                 piece
             })

@@ -16,7 +16,10 @@ impl Notifier {
         match self {
             Self::None => {}
             Self::Fd(call) => call.signal(),
-            Self::Inband(token) => inbox.notice(Notice::Call { token: *token, queue }),
+            Self::Inband(token) => inbox.notice(Notice::Call {
+                token: *token,
+                queue,
+            }),
         }
     }
 }

@@ -33,7 +33,11 @@ impl CmdReq {
         tag.copy_from_slice(&bytes[8..16]);
         Self {
             lun,
-            tag: if big_endian { u64::from_be_bytes(tag) } else { u64::from_le_bytes(tag) },
+            tag: if big_endian {
+                u64::from_be_bytes(tag)
+            } else {
+                u64::from_le_bytes(tag)
+            },
             task_attr: bytes[16],
             prio: bytes[17],
             crn: bytes[18],
@@ -50,7 +54,13 @@ pub fn cmd_resp(
     big_endian: bool,
 ) -> [u8; CMD_RESP_FIXED] {
     let mut bytes = [0; CMD_RESP_FIXED];
-    let order = |value: u32| if big_endian { value.to_be_bytes() } else { value.to_le_bytes() };
+    let order = |value: u32| {
+        if big_endian {
+            value.to_be_bytes()
+        } else {
+            value.to_le_bytes()
+        }
+    };
     bytes[..4].copy_from_slice(&order(sense_len));
     bytes[4..8].copy_from_slice(&order(resid));
     bytes[10] = status;

@@ -26,9 +26,15 @@ impl Engine {
     #[staticmethod]
     #[pyo3(signature = (fd, size, *, direct_fd=-1, discard=true, read_only=false))]
     fn file(fd: i32, size: u64, direct_fd: i32, discard: bool, read_only: bool) -> PyResult<Self> {
-        let direct = if direct_fd < 0 { None } else { Some(duplicate(direct_fd)?) };
+        let direct = if direct_fd < 0 {
+            None
+        } else {
+            Some(duplicate(direct_fd)?)
+        };
         let fd = duplicate(fd)?;
-        Ok(Self(Arc::new(engine::file::FileEngine::new(fd, direct, size, discard, read_only)?)))
+        Ok(Self(Arc::new(engine::file::FileEngine::new(
+            fd, direct, size, discard, read_only,
+        )?)))
     }
 
     #[staticmethod]
@@ -82,7 +88,11 @@ impl LunPolicy {
                 "block_size {block_size} is not a power of two from 512 to 65536"
             )));
         }
-        if blocks == 0 || blocks.checked_mul(u64::from(block_size)).is_none_or(|n| n > i64::MAX as u64) {
+        if blocks == 0
+            || blocks
+                .checked_mul(u64::from(block_size))
+                .is_none_or(|n| n > i64::MAX as u64)
+        {
             return Err(PyValueError::new_err(format!(
                 "{blocks} blocks of {block_size} bytes are no capacity a file can have"
             )));
@@ -154,7 +164,9 @@ impl LunPolicy {
     #[pyo3(signature = (**changes))]
     fn replace(&self, changes: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let mut copy = self.0.clone();
-        let Some(changes) = changes else { return Ok(Self(copy)) };
+        let Some(changes) = changes else {
+            return Ok(Self(copy));
+        };
         for (name, value) in changes {
             let name: String = name.extract()?;
             match name.as_str() {
@@ -168,7 +180,11 @@ impl LunPolicy {
                 "max_unmap_blocks" => copy.max_unmap_blocks = value.extract()?,
                 "max_unmap_descriptors" => copy.max_unmap_descriptors = value.extract()?,
                 "unmap" => copy.unmap = value.extract()?,
-                _ => return Err(PyTypeError::new_err(format!("LunPolicy has no field {name:?}"))),
+                _ => {
+                    return Err(PyTypeError::new_err(format!(
+                        "LunPolicy has no field {name:?}"
+                    )))
+                }
             }
         }
         // Checked by the one constructor.
@@ -187,7 +203,7 @@ impl LunPolicy {
     }
 }
 
-#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+#[pyclass(frozen, eq, hash, module = "vscsi_emu._dataplane")]
 pub struct Lu(pub Arc<lu::Lu>);
 
 impl Lu {
@@ -215,7 +231,11 @@ impl Lu {
         let routes = lu::RouteTable::new(routes, &usage)
             .ok_or_else(|| PyValueError::new_err("routes holds a value that is no ROUTE_*"))?;
         let policy = ArcSwap::from_pointee(policy.0.clone());
-        Ok(Self(Arc::new(lu::Lu { engine: engine.0.clone(), policy, routes })))
+        Ok(Self(Arc::new(lu::Lu {
+            engine: engine.0.clone(),
+            policy,
+            routes,
+        })))
     }
 
     #[getter]
@@ -234,7 +254,7 @@ impl Lu {
     }
 }
 
-#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+#[pyclass(frozen, eq, hash, module = "vscsi_emu._dataplane")]
 pub struct Nexus(pub Arc<lu::Nexus>);
 
 impl Nexus {
@@ -249,7 +269,10 @@ by_identity!(Nexus);
 impl Nexus {
     #[new]
     fn new(lu: &Lu) -> Self {
-        Self(Arc::new(lu::Nexus { lu: lu.0.clone(), gate: gate::Gate::default() }))
+        Self(Arc::new(lu::Nexus {
+            lu: lu.0.clone(),
+            gate: gate::Gate::default(),
+        }))
     }
 
     #[getter]

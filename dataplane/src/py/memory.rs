@@ -16,11 +16,19 @@ fn raise(error: MemoryError) -> PyErr {
 fn spec(region: &Region) -> PyResult<RegionSpec<'_>> {
     let (guest_address, size, user_address, mmap_offset, fd) = *region;
     if fd < 0 {
-        return Err(GuestMemoryError::new_err(format!("{fd} is no file descriptor")));
+        return Err(GuestMemoryError::new_err(format!(
+            "{fd} is no file descriptor"
+        )));
     }
     // SAFETY: borrowed for the call; Python's caller owns it.
     let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    Ok(RegionSpec { guest_address, size, user_address, mmap_offset, fd })
+    Ok(RegionSpec {
+        guest_address,
+        size,
+        user_address,
+        mmap_offset,
+        fd,
+    })
 }
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
@@ -50,22 +58,38 @@ impl GuestMemory {
         py.detach(|| self.0.add(spec)).map_err(raise)
     }
 
-    fn remove(&self, py: Python<'_>, guest_address: u64, user_address: u64, size: u64) -> PyResult<()> {
-        py.detach(|| self.0.remove(guest_address, user_address, size)).map_err(raise)
+    fn remove(
+        &self,
+        py: Python<'_>,
+        guest_address: u64,
+        user_address: u64,
+        size: u64,
+    ) -> PyResult<()> {
+        py.detach(|| self.0.remove(guest_address, user_address, size))
+            .map_err(raise)
     }
 
     fn user_to_guest(&self, user_address: u64, length: u64) -> PyResult<u64> {
-        self.0.load().user_to_guest(user_address, length).ok_or_else(|| {
-            GuestMemoryError::new_err(format!(
-                "user address {user_address:#x}+{length:#x} is in no memory region"
-            ))
-        })
+        self.0
+            .load()
+            .user_to_guest(user_address, length)
+            .ok_or_else(|| {
+                GuestMemoryError::new_err(format!(
+                    "user address {user_address:#x}+{length:#x} is in no memory region"
+                ))
+            })
     }
 
-    fn read<'py>(&self, py: Python<'py>, address: u64, length: usize) -> PyResult<Bound<'py, PyBytes>> {
+    fn read<'py>(
+        &self,
+        py: Python<'py>,
+        address: u64,
+        length: usize,
+    ) -> PyResult<Bound<'py, PyBytes>> {
         let map = self.0.load();
         // Checked before anything is allocated for it.
-        map.iovecs(address, length as u64, &mut Vec::new()).map_err(raise)?;
+        map.iovecs(address, length as u64, &mut Vec::new())
+            .map_err(raise)?;
         PyBytes::new_with(py, length, |bytes| map.read(address, bytes).map_err(raise))
     }
 
@@ -78,7 +102,10 @@ impl GuestMemory {
     }
 
     fn store_u16_release(&self, address: u64, value: u16) -> PyResult<()> {
-        self.0.load().store_u16_release(address, value).map_err(raise)
+        self.0
+            .load()
+            .store_u16_release(address, value)
+            .map_err(raise)
     }
 
     #[staticmethod]

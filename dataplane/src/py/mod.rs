@@ -11,7 +11,12 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 
-create_exception!(vscsi_emu._dataplane, DataplaneError, PyException, "Base of what the data plane raises.");
+create_exception!(
+    vscsi_emu._dataplane,
+    DataplaneError,
+    PyException,
+    "Base of what the data plane raises."
+);
 create_exception!(
     vscsi_emu._dataplane,
     GuestMemoryError,
@@ -25,17 +30,18 @@ create_exception!(
     "A ring is set up in a way that no driver may ask for."
 );
 
-/// Wrappers of one shared object are equal and hash alike.
+/// Handles of one shared object are equal and hash alike, for `#[pyclass(eq, hash)]`.
 macro_rules! by_identity {
     ($type:ty) => {
-        #[pymethods]
-        impl $type {
-            fn __eq__(&self, other: &Bound<'_, PyAny>) -> bool {
-                other.cast::<Self>().is_ok_and(|other| other.get().identity() == self.identity())
+        impl PartialEq for $type {
+            fn eq(&self, other: &Self) -> bool {
+                self.identity() == other.identity()
             }
+        }
 
-            fn __hash__(&self) -> u64 {
-                self.identity() as u64
+        impl std::hash::Hash for $type {
+            fn hash<H: std::hash::Hasher>(&self, state: &mut H) {
+                self.identity().hash(state);
             }
         }
     };

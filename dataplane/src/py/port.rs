@@ -11,7 +11,7 @@ use crate::{port, task};
 /// More than any sense data (SPC-6: 252); bounds what a worker writes for one response.
 const MAX_SENSE_SIZE: u32 = 65536;
 
-#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+#[pyclass(frozen, eq, hash, module = "vscsi_emu._dataplane")]
 pub struct Port(pub Arc<port::Port>);
 
 impl Port {
@@ -78,7 +78,11 @@ impl Port {
                 "LUN {lun} of target {target} is above 16383"
             )));
         }
-        self.0.set_luns(luns.into_iter().map(|(at, nexus)| (at, nexus.0.clone())).collect());
+        self.0.set_luns(
+            luns.into_iter()
+                .map(|(at, nexus)| (at, nexus.0.clone()))
+                .collect(),
+        );
         Ok(())
     }
 }

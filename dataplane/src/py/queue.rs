@@ -30,7 +30,8 @@ fn kick(fd: i32) -> PyResult<Option<Kick>> {
         return Ok(None);
     }
     let kick = Kick::new(borrow(fd)?);
-    kick.map(Some).map_err(|error| PyValueError::new_err(format!("kick descriptor: {error}")))
+    kick.map(Some)
+        .map_err(|error| PyValueError::new_err(format!("kick descriptor: {error}")))
 }
 
 /// Used once: a queue takes it over.
@@ -68,7 +69,7 @@ impl Notifier {
     }
 }
 
-#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+#[pyclass(frozen, eq, hash, module = "vscsi_emu._dataplane")]
 pub struct Queue(pub QueueRef);
 
 impl Queue {

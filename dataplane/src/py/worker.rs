@@ -8,7 +8,11 @@ use super::port::Port;
 use crate::worker::{self, Scope};
 
 fn scope(port: Option<&Port>, lu: Option<&Lu>, tag: Option<u64>) -> Scope {
-    Scope { port: port.map(|port| port.0.clone()), lu: lu.map(|lu| lu.0.clone()), tag }
+    Scope {
+        port: port.map(|port| port.0.clone()),
+        lu: lu.map(|lu| lu.0.clone()),
+        tag,
+    }
 }
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]

@@ -25,7 +25,11 @@ impl Drains {
         if waiting.is_empty() {
             done.push((token, value));
         } else {
-            self.0.push(Drain { token, value, waiting });
+            self.0.push(Drain {
+                token,
+                value,
+                waiting,
+            });
         }
     }
 

@@ -45,7 +45,11 @@ pub struct Scope {
 /// How Python or a pool thread answers a task.
 pub(crate) enum Answer {
     /// Python's: response OK with a SAM status.
-    Finish { status: u8, sense: Vec<u8>, data_in: Vec<u8> },
+    Finish {
+        status: u8,
+        sense: Vec<u8>,
+        data_in: Vec<u8>,
+    },
     /// Python's: a media command, to be run by the same code as on the fast way.
     Execute,
     /// Python's: a response other than OK.
@@ -60,17 +64,53 @@ pub(crate) enum Answer {
 
 pub(crate) enum Mail {
     Attach(Box<queue::Run>),
-    Enable { queue: u64, on: bool },
-    Notifier { queue: u64, notifier: Notifier },
-    Kick { queue: u64 },
-    KickFd { queue: u64, kick: Option<Kick>, poll: bool },
-    PushEvent { queue: u64, token: u64, event: Vec<u8> },
-    WantEventBuffers { queue: u64 },
-    Stop { queue: u64, token: u64, abort: Option<u8>, discard: bool },
-    Answer { task: TaskRef, answer: Answer },
-    Abort { token: u64, response: u8, scope: Scope },
-    Query { token: u64, scope: Scope },
-    Quiesce { token: u64, scope: Scope },
+    Enable {
+        queue: u64,
+        on: bool,
+    },
+    Notifier {
+        queue: u64,
+        notifier: Notifier,
+    },
+    Kick {
+        queue: u64,
+    },
+    KickFd {
+        queue: u64,
+        kick: Option<Kick>,
+        poll: bool,
+    },
+    PushEvent {
+        queue: u64,
+        token: u64,
+        event: Vec<u8>,
+    },
+    WantEventBuffers {
+        queue: u64,
+    },
+    Stop {
+        queue: u64,
+        token: u64,
+        abort: Option<u8>,
+        discard: bool,
+    },
+    Answer {
+        task: TaskRef,
+        answer: Answer,
+    },
+    Abort {
+        token: u64,
+        response: u8,
+        scope: Scope,
+    },
+    Query {
+        token: u64,
+        scope: Scope,
+    },
+    Quiesce {
+        token: u64,
+        scope: Scope,
+    },
     Shutdown,
 }
 
@@ -83,11 +123,18 @@ pub(crate) struct Mailbox {
 
 impl Mailbox {
     fn new() -> io::Result<Self> {
-        Ok(Self { mail: Mutex::default(), event: Event::new()?, asleep: AtomicBool::new(true) })
+        Ok(Self {
+            mail: Mutex::default(),
+            event: Event::new()?,
+            asleep: AtomicBool::new(true),
+        })
     }
 
     pub fn post(&self, mail: Mail) {
-        self.mail.lock().unwrap_or_else(PoisonError::into_inner).push(mail);
+        self.mail
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(mail);
         // SeqCst, with the worker's: either it sees the mail or we see it asleep.
         if self.asleep.swap(false, Ordering::SeqCst) {
             self.event.signal();
@@ -101,7 +148,11 @@ impl Mailbox {
     /// False: mail came in the meantime, do not sleep.
     fn fall_asleep(&self) -> bool {
         self.asleep.store(true, Ordering::SeqCst);
-        let empty = self.mail.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        let empty = self
+            .mail
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .is_empty();
         if !empty {
             self.asleep.store(false, Ordering::SeqCst);
         }
@@ -132,17 +183,28 @@ pub struct Reply {
 
 impl Reply {
     fn new(mailbox: Arc<Mailbox>, task: TaskRef) -> Self {
-        Self { mailbox, task, used: AtomicBool::new(false) }
+        Self {
+            mailbox,
+            task,
+            used: AtomicBool::new(false),
+        }
     }
 
     fn answer(&self, answer: Answer) {
         if !self.used.swap(true, Ordering::AcqRel) {
-            self.mailbox.post(Mail::Answer { task: self.task, answer });
+            self.mailbox.post(Mail::Answer {
+                task: self.task,
+                answer,
+            });
         }
     }
 
     pub fn finish(&self, status: u8, sense: Vec<u8>, data_in: Vec<u8>) {
-        self.answer(Answer::Finish { status, sense, data_in });
+        self.answer(Answer::Finish {
+            status,
+            sense,
+            data_in,
+        });
     }
 
     pub fn execute(&self) {
@@ -241,11 +303,18 @@ impl QueueRef {
     }
 
     pub fn set_notifier(&self, notifier: Notifier) {
-        self.mailbox.post(Mail::Notifier { queue: self.id, notifier });
+        self.mailbox.post(Mail::Notifier {
+            queue: self.id,
+            notifier,
+        });
     }
 
     pub fn set_kick(&self, kick: Option<Kick>, poll: bool) {
-        self.mailbox.post(Mail::KickFd { queue: self.id, kick, poll });
+        self.mailbox.post(Mail::KickFd {
+            queue: self.id,
+            kick,
+            poll,
+        });
     }
 
     pub fn kick(&self) {
@@ -253,7 +322,11 @@ impl QueueRef {
     }
 
     pub fn push_event(&self, token: u64, event: Vec<u8>) {
-        self.mailbox.post(Mail::PushEvent { queue: self.id, token, event });
+        self.mailbox.post(Mail::PushEvent {
+            queue: self.id,
+            token,
+            event,
+        });
     }
 
     pub fn want_event_buffers(&self) {
@@ -263,7 +336,12 @@ impl QueueRef {
     /// Takes no more chains; done when those in flight are. `abort`: commands with Python end
     /// with this response. `discard`: nothing more is written to the ring.
     pub fn stop(&self, token: u64, abort: Option<u8>, discard: bool) {
-        self.mailbox.post(Mail::Stop { queue: self.id, token, abort, discard });
+        self.mailbox.post(Mail::Stop {
+            queue: self.id,
+            token,
+            abort,
+            discard,
+        });
     }
 }
 
@@ -280,22 +358,28 @@ impl Worker {
         let (report, started) = mpsc::sync_channel(1);
         let thread = {
             let mailbox = mailbox.clone();
-            std::thread::Builder::new().name(name.to_owned()).spawn(move || {
-                match thread::Thread::new(inbox, mailbox, io_uring) {
-                    Ok(mut thread) => {
-                        let _ = report.send(Ok(thread.has_io_uring()));
-                        thread.run();
-                    }
-                    Err(error) => {
-                        let _ = report.send(Err(error));
-                    }
-                }
-            })?
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(
+                    move || match thread::Thread::new(inbox, mailbox, io_uring) {
+                        Ok(mut thread) => {
+                            let _ = report.send(Ok(thread.has_io_uring()));
+                            thread.run();
+                        }
+                        Err(error) => {
+                            let _ = report.send(Err(error));
+                        }
+                    },
+                )?
         };
         let io_uring = started
             .recv()
             .unwrap_or_else(|_| Err(io::Error::other("the worker thread ended as it started")))?;
-        Ok(Self { mailbox, thread: Mutex::new(Some(thread)), io_uring })
+        Ok(Self {
+            mailbox,
+            thread: Mutex::new(Some(thread)),
+            io_uring,
+        })
     }
 
     pub fn has_io_uring(&self) -> bool {
@@ -303,7 +387,11 @@ impl Worker {
     }
 
     pub fn abort(&self, token: u64, response: u8, scope: Scope) {
-        self.mailbox.post(Mail::Abort { token, response, scope });
+        self.mailbox.post(Mail::Abort {
+            token,
+            response,
+            scope,
+        });
     }
 
     pub fn query(&self, token: u64, scope: Scope) {
@@ -316,7 +404,11 @@ impl Worker {
 
     /// Ends the thread once its running I/O is done. Idempotent.
     pub fn stop(&self) {
-        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let thread = self
+            .thread
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
         if let Some(thread) = thread {
             self.mailbox.post(Mail::Shutdown);
             // A panic of the thread has been reported by the panic hook already.

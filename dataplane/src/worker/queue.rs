@@ -7,7 +7,7 @@ use crate::event::Kick;
 use crate::memory::GuestMemory;
 use crate::notifier::Notifier;
 use crate::port::Port;
-use crate::ring::Ring;
+use crate::ring::{Chain, Ring, RingError};
 
 pub(crate) struct Run {
     pub handle: QueueRef,
@@ -38,5 +38,31 @@ impl Run {
     /// May chains be taken?
     pub fn runs(&self) -> bool {
         self.enabled && !self.dead && self.stop.is_none()
+    }
+
+    /// The next chain, counted as in flight. False: there is none, and kicks are wanted again.
+    pub fn take(&mut self, chain: &mut Chain) -> Result<bool, String> {
+        let popped = self.pop(chain).map_err(|error| error.to_string())?;
+        if popped && self.in_flight == self.size {
+            // Its descriptors are all in use: the driver has offered some of them twice.
+            return Err(format!(
+                "more chains are in flight than its size of {}",
+                self.size
+            ));
+        }
+        self.in_flight += usize::from(popped);
+        Ok(popped)
+    }
+
+    fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
+        if self.ring.pop(chain)? {
+            return Ok(true);
+        }
+        if !self.ring.want_kicks()? {
+            return Ok(false);
+        }
+        // A chain came between the two looks.
+        self.ring.suppress_kicks()?;
+        self.ring.pop(chain)
     }
 }

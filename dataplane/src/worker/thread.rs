@@ -13,6 +13,7 @@ use super::uring::Uring;
 use super::{Answer, Kind, Mail, Mailbox, Reply, Scope};
 use crate::engine::{Io, IoKind};
 use crate::inbox::{Command, Control, Inbox, Message, Notice};
+use crate::iov;
 use crate::lu;
 use crate::notifier::Notifier;
 use crate::pool::pool;
@@ -20,7 +21,6 @@ use crate::port;
 use crate::sbc::{self, Outcome, Plan};
 use crate::task::{Slab, State, TaskRef, MAX_CDB};
 use crate::wire::{self, CmdReq, CMD_REQ_FIXED, CMD_RESP_FIXED};
-use crate::iov;
 
 /// Chains taken from one queue before the next one has its turn.
 const BUDGET: usize = 64;
@@ -50,7 +50,13 @@ struct Response<'a> {
 impl Response<'_> {
     /// No SCSI status: the transport's own answer.
     fn transport(response: u8) -> Self {
-        Self { response, status: 0, sense: &[], out: 0, data_in: 0 }
+        Self {
+            response,
+            status: 0,
+            sense: &[],
+            out: 0,
+            data_in: 0,
+        }
     }
 }
 
@@ -92,7 +98,11 @@ impl Thread {
         epoll.ctl(ControlOperation::Add, mailbox.as_fd().as_raw_fd(), mail)?;
         let uring = if io_uring { Uring::new().ok() } else { None };
         if let Some(uring) = &uring {
-            epoll.ctl(ControlOperation::Add, uring.fd(), EpollEvent::new(EventSet::IN, URING))?;
+            epoll.ctl(
+                ControlOperation::Add,
+                uring.fd(),
+                EpollEvent::new(EventSet::IN, URING),
+            )?;
         }
         Ok(Self {
             inbox,
@@ -152,7 +162,11 @@ impl Thread {
             timeout = 0;
         } else if !self.polled.is_empty() {
             self.idle_turns = self.idle_turns.saturating_add(1);
-            timeout = if self.idle_turns < POLL_TURNS { 0 } else { POLL_INTERVAL_MS };
+            timeout = if self.idle_turns < POLL_TURNS {
+                0
+            } else {
+                POLL_INTERVAL_MS
+            };
         }
         if self.uring.as_ref().is_some_and(Uring::must_retry) {
             timeout = POLL_INTERVAL_MS;
@@ -186,7 +200,10 @@ impl Thread {
     fn update_polled(&mut self) {
         self.polled.clear();
         for (key, queue) in self.queues.iter().enumerate() {
-            if queue.as_ref().is_some_and(|queue| queue.poll && !queue.dead) {
+            if queue
+                .as_ref()
+                .is_some_and(|queue| queue.poll && !queue.dead)
+            {
                 self.polled.push(key);
             }
         }
@@ -213,7 +230,11 @@ impl Thread {
     }
 
     fn attach(&mut self, run: Run) {
-        let key = self.queues.iter().position(Option::is_none).unwrap_or(self.queues.len());
+        let key = self
+            .queues
+            .iter()
+            .position(Option::is_none)
+            .unwrap_or(self.queues.len());
         if key == self.queues.len() {
             self.queues.push(None);
         }
@@ -231,7 +252,10 @@ impl Thread {
     fn watch(&mut self, key: usize, kick: RawFd) {
         let event = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, key as u64);
         if let Err(error) = self.epoll.ctl(ControlOperation::Add, kick, event) {
-            self.broken(key, &format!("its kick descriptor cannot be watched: {error}"));
+            self.broken(
+                key,
+                &format!("its kick descriptor cannot be watched: {error}"),
+            );
         }
     }
 
@@ -257,7 +281,10 @@ impl Thread {
         queue.unpublished = false;
         let queue = queue.handle.clone();
         self.unwatch(key);
-        self.inbox.notice(Notice::Broken { queue, text: text.to_owned() });
+        self.inbox.notice(Notice::Broken {
+            queue,
+            text: text.to_owned(),
+        });
     }
 
     /// Takes chains from a ready queue, at most `BUDGET`.
@@ -267,7 +294,9 @@ impl Thread {
         if queue.handle.kind == Kind::Event {
             return self.look_for_event_buffers(key);
         }
-        queue.ring.suppress_kicks();
+        if let Err(error) = queue.ring.suppress_kicks() {
+            return self.broken(key, &error.to_string());
+        }
         for _ in 0..BUDGET {
             let slot = self.tasks.reserve();
             // Not `self.queue`: the task is borrowed from the slab at the same time.
@@ -275,23 +304,8 @@ impl Thread {
                 return self.tasks.release(slot);
             };
             let task = self.tasks.get(slot);
-            let popped = match queue.ring.pop(&mut task.chain) {
-                Ok(false) => match queue.ring.want_kicks() {
-                    Ok(true) => {
-                        queue.ring.suppress_kicks();
-                        self.tasks.release(slot);
-                        continue;
-                    }
-                    armed => armed.map_err(|error| error.to_string()),
-                },
-                Ok(true) if queue.in_flight == queue.size => {
-                    Err(format!("more chains are in flight than its size of {}", queue.size))
-                }
-                popped => popped.map_err(|error| error.to_string()),
-            };
-            match popped {
+            match queue.take(&mut task.chain) {
                 Ok(true) => {
-                    queue.in_flight += 1;
                     task.queue = key;
                     let kind = queue.handle.kind;
                     self.idle_turns = 0;
@@ -314,7 +328,9 @@ impl Thread {
     /// Makes used entries visible, notifies, ends stopped queues, and then tells who waited.
     fn publish(&mut self) {
         while let Some(key) = self.touched.pop() {
-            let Some(queue) = self.queues.get_mut(key).and_then(Option::as_mut) else { continue };
+            let Some(queue) = self.queues.get_mut(key).and_then(Option::as_mut) else {
+                continue;
+            };
             let mut failure = None;
             if queue.unpublished && !queue.dead {
                 queue.unpublished = false;
@@ -375,18 +391,31 @@ impl Thread {
                 }
             }
             Mail::KickFd { queue, kick, poll } => self.set_kick(queue, kick, poll),
-            Mail::PushEvent { queue, token, event } => self.push_event(queue, token, &event),
+            Mail::PushEvent {
+                queue,
+                token,
+                event,
+            } => self.push_event(queue, token, &event),
             Mail::WantEventBuffers { queue } => {
                 if let Some((key, queue)) = self.named(queue) {
                     queue.want_event_buffers = true;
                     self.mark_ready(key);
                 }
             }
-            Mail::Stop { queue, token, abort, discard } => {
+            Mail::Stop {
+                queue,
+                token,
+                abort,
+                discard,
+            } => {
                 self.stop_queue(queue, token, abort, discard);
             }
             Mail::Answer { task, answer } => self.answered(task, answer),
-            Mail::Abort { token, response, scope } => self.abort(token, response, &scope),
+            Mail::Abort {
+                token,
+                response,
+                scope,
+            } => self.abort(token, response, &scope),
             Mail::Query { token, scope } => {
                 self.take_offered(&scope);
                 let count = self.matching(&scope).len() as u64;
@@ -398,7 +427,8 @@ impl Thread {
                     .into_iter()
                     .filter(|task| self.tasks.get(task.slot).state == State::Running)
                     .collect();
-                self.drains.add(token, waiting.len() as u64, waiting, &mut self.done);
+                self.drains
+                    .add(token, waiting.len() as u64, waiting, &mut self.done);
             }
             Mail::Shutdown => {
                 self.shutdown = true;
@@ -411,7 +441,9 @@ impl Thread {
     }
 
     fn set_kick(&mut self, id: u64, kick: Option<crate::event::Kick>, poll: bool) {
-        let Some((key, queue)) = self.named(id) else { return };
+        let Some((key, queue)) = self.named(id) else {
+            return;
+        };
         if queue.dead {
             return;
         }
@@ -521,8 +553,13 @@ impl Thread {
     /// not this worker has seen it yet.
     fn take_offered(&mut self, scope: &Scope) {
         for key in 0..self.queues.len() {
-            let Some(queue) = self.queue(key) else { continue };
-            let asked = scope.port.as_ref().is_none_or(|port| Arc::ptr_eq(port, &queue.port));
+            let Some(queue) = self.queue(key) else {
+                continue;
+            };
+            let asked = scope
+                .port
+                .as_ref()
+                .is_none_or(|port| Arc::ptr_eq(port, &queue.port));
             if queue.handle.kind != Kind::Request || !asked {
                 continue;
             }
@@ -548,14 +585,20 @@ impl Thread {
                 };
                 let lu = task.nexus.as_ref().map(|nexus| &nexus.lu);
                 queue.handle.kind == Kind::Request
-                    && scope.port.as_ref().is_none_or(|port| Arc::ptr_eq(port, &queue.port))
+                    && scope
+                        .port
+                        .as_ref()
+                        .is_none_or(|port| Arc::ptr_eq(port, &queue.port))
                     && scope
                         .lu
                         .as_ref()
                         .is_none_or(|wanted| lu.is_some_and(|lu| Arc::ptr_eq(wanted, lu)))
                     && scope.tag.is_none_or(|tag| tag == task.header.tag)
             })
-            .map(|(slot, task)| TaskRef { slot, generation: task.generation })
+            .map(|(slot, task)| TaskRef {
+                slot,
+                generation: task.generation,
+            })
             .collect()
     }
 
@@ -572,19 +615,25 @@ impl Thread {
                 waiting.insert(*task);
             }
         }
-        self.drains.add(token, hit.len() as u64, waiting, &mut self.done);
+        self.drains
+            .add(token, hit.len() as u64, waiting, &mut self.done);
     }
 
     // ── The life of a task ───────────────────────────────────────────────────────────────────
 
     fn begin_control(&mut self, slot: u32) {
         let task = self.tasks.get(slot);
-        let Some(queue) = self.queues[task.queue].as_ref() else { return };
+        let Some(queue) = self.queues[task.queue].as_ref() else {
+            return;
+        };
         let mut request = vec![0; task.chain.readable_len.min(MAX_CONTROL) as usize];
         // SAFETY: `chain.map` keeps its pieces mapped.
         unsafe { iov::read(&task.chain.readable, &mut request) };
         task.state = State::Python;
-        let task_ref = TaskRef { slot, generation: task.generation };
+        let task_ref = TaskRef {
+            slot,
+            generation: task.generation,
+        };
         self.inbox.post(Message::Control(Control {
             reply: Reply::new(self.mailbox.clone(), task_ref),
             port: queue.port.clone(),
@@ -597,7 +646,9 @@ impl Thread {
     /// Takes a command apart and sends it its way.
     fn begin(&mut self, slot: u32) {
         let task = self.tasks.get(slot);
-        let Some(queue) = self.queues[task.queue].as_ref() else { return };
+        let Some(queue) = self.queues[task.queue].as_ref() else {
+            return;
+        };
         let port = queue.port.clone();
         let cdb_size = port.cdb_size().min(MAX_CDB);
         task.cdb_len = cdb_size;
@@ -660,7 +711,9 @@ impl Thread {
     /// Posts a command to the inbox, with a copy of its data-out up to `copy` bytes.
     fn to_python(&mut self, slot: u32, copy: u64) {
         let task = self.tasks.get(slot);
-        let Some(queue) = self.queues[task.queue].as_ref() else { return };
+        let Some(queue) = self.queues[task.queue].as_ref() else {
+            return;
+        };
         let copy = task.data_out_len.min(copy) as usize;
         if self.copied + copy > COPY_BUDGET {
             let busy = Response {
@@ -678,7 +731,10 @@ impl Thread {
         // SAFETY: `chain.map` keeps its pieces mapped.
         unsafe { iov::read(&task.data_out, &mut data_out) };
         task.state = State::Python;
-        let task_ref = TaskRef { slot, generation: task.generation };
+        let task_ref = TaskRef {
+            slot,
+            generation: task.generation,
+        };
         self.inbox.post(Message::Command(Command {
             reply: Reply::new(self.mailbox.clone(), task_ref),
             port: queue.port.clone(),
@@ -692,12 +748,18 @@ impl Thread {
     }
 
     fn answered(&mut self, task: TaskRef, answer: Answer) {
-        let Some(found) = self.tasks.find(task) else { return };
+        let Some(found) = self.tasks.find(task) else {
+            return;
+        };
         let slot = task.slot;
         // An answer of Python to a task that runs already, or the other way round, cannot be:
         // `Reply` answers once, and the pool only what runs.
         match answer {
-            Answer::Finish { status, sense, data_in } => {
+            Answer::Finish {
+                status,
+                sense,
+                data_in,
+            } => {
                 self.finish(slot, status, &sense, &data_in);
             }
             Answer::Execute => {
@@ -734,7 +796,11 @@ impl Thread {
             response: if overrun { wire::S_OVERRUN } else { wire::S_OK },
             status,
             sense,
-            out: if status == wire::STATUS_GOOD { task.data_out_len } else { 0 },
+            out: if status == wire::STATUS_GOOD {
+                task.data_out_len
+            } else {
+                0
+            },
             data_in: produced as u64,
         };
         self.respond(slot, &response);
@@ -751,8 +817,13 @@ impl Thread {
         let policy = nexus.lu.policy.load_full();
         task.policy = Some(policy.clone());
         let data_out_len = task.data_out_len;
-        let plan =
-            sbc::plan(&policy, task.cdb(), &task.data_out, data_out_len, task.data_in_len);
+        let plan = sbc::plan(
+            &policy,
+            task.cdb(),
+            &task.data_out,
+            data_out_len,
+            task.data_in_len,
+        );
         match plan {
             Plan::Done(outcome) => self.outcome(slot, &outcome),
             Plan::Overrun => self.respond(slot, &Response::transport(wire::S_OVERRUN)),
@@ -784,7 +855,10 @@ impl Thread {
         if let Some(result) = engine.try_now(&io, &task.iov) {
             return self.io_done(slot, result);
         }
-        let task_ref = TaskRef { slot, generation: task.generation };
+        let task_ref = TaskRef {
+            slot,
+            generation: task.generation,
+        };
         if let Some(uring) = &mut self.uring {
             if let Some(entry) = engine.sqe(&io, &task.iov) {
                 // SAFETY: the task, its `iov`, its mapping and its engine stay until `io_done`.
@@ -799,7 +873,9 @@ impl Thread {
     /// The engine call in its blocking, complete form.
     fn run_io(&mut self, slot: u32) {
         let task = self.tasks.get(slot);
-        let (Some(nexus), Some(io)) = (&task.nexus, task.io) else { return };
+        let (Some(nexus), Some(io)) = (&task.nexus, task.io) else {
+            return;
+        };
         let engine = nexus.lu.engine.clone();
         let iov = Sendable(task.iov.clone());
         self.on_pool(slot, move || {
@@ -810,8 +886,16 @@ impl Thread {
 
     fn on_pool(&mut self, slot: u32, work: impl FnOnce() -> Answer + Send + 'static) {
         let mailbox = self.mailbox.clone();
-        let task = TaskRef { slot, generation: self.tasks.get(slot).generation };
-        pool().run(Box::new(move || mailbox.post(Mail::Answer { task, answer: work() })));
+        let task = TaskRef {
+            slot,
+            generation: self.tasks.get(slot).generation,
+        };
+        pool().run(Box::new(move || {
+            mailbox.post(Mail::Answer {
+                task,
+                answer: work(),
+            })
+        }));
     }
 
     fn reap(&mut self) {
@@ -820,7 +904,9 @@ impl Thread {
         uring.completed(&mut completions);
         for (user_data, result) in completions.drain(..) {
             let task = TaskRef::from_bits(user_data);
-            let Some(io) = self.tasks.find(task).and_then(|task| task.io) else { continue };
+            let Some(io) = self.tasks.find(task).and_then(|task| task.io) else {
+                continue;
+            };
             if is_final(&io, &result) {
                 self.io_done(task.slot, result);
             } else {
@@ -832,7 +918,9 @@ impl Thread {
 
     fn io_done(&mut self, slot: u32, result: io::Result<u64>) {
         let task = self.tasks.get(slot);
-        let (Some(policy), Some(io)) = (task.policy.clone(), task.io) else { return };
+        let (Some(policy), Some(io)) = (task.policy.clone(), task.io) else {
+            return;
+        };
         let outcome = sbc::complete(&policy, task.cdb(), &io, result);
         self.outcome(slot, &outcome);
     }
@@ -858,7 +946,9 @@ impl Thread {
     /// Writes a command's response. Every command ends here, except one without room for it.
     fn respond(&mut self, slot: u32, response: &Response<'_>) {
         let task = self.tasks.get(slot);
-        let Some(queue) = self.queues[task.queue].as_ref() else { return };
+        let Some(queue) = self.queues[task.queue].as_ref() else {
+            return;
+        };
         let aborted = task.aborted.map(Response::transport);
         let response = aborted.as_ref().unwrap_or(response);
         let total = task.data_out_len + task.data_in_len;
@@ -902,7 +992,10 @@ impl Thread {
     /// Pushes the used entry and forgets the task: the one place where a task ends.
     fn complete(&mut self, slot: u32, used: u32) {
         let task = self.tasks.get(slot);
-        let task_ref = TaskRef { slot, generation: task.generation };
+        let task_ref = TaskRef {
+            slot,
+            generation: task.generation,
+        };
         let (key, head) = (task.queue, task.chain.head);
         self.copied -= task.copied;
         let mut failure = None;
@@ -931,7 +1024,9 @@ fn is_final(io: &Io, result: &io::Result<u64>) -> bool {
     match result {
         Ok(done) => match io.kind {
             IoKind::Read | IoKind::Write => *done == io.len,
-            IoKind::Flush | IoKind::Discard | IoKind::Zero => !io.durable || io.kind == IoKind::Flush,
+            IoKind::Flush | IoKind::Discard | IoKind::Zero => {
+                !io.durable || io.kind == IoKind::Flush
+            }
         },
         Err(error) => !matches!(
             error.raw_os_error(),

@@ -15,7 +15,11 @@ pub(crate) struct Uring {
 
 impl Uring {
     pub fn new() -> io::Result<Self> {
-        Ok(Self { ring: IoUring::new(ENTRIES)?, in_flight: 0, unsubmitted: false })
+        Ok(Self {
+            ring: IoUring::new(ENTRIES)?,
+            in_flight: 0,
+            unsubmitted: false,
+        })
     }
 
     /// Readable while completions wait.
