@@ -179,8 +179,7 @@ class VhostUserBus:
         return 1024
 
     def start_queue(self, index: int, layout: RingLayout) -> None:
-        """Configures and starts queue `index`, and enables it. A queue that is already there gets
-        new notifiers only."""
+        """Configures and starts queue `index`, and enables it."""
         self.configure_queue(index, layout, base=0)
         self.run_queue(index)
 
@@ -250,6 +249,10 @@ class VhostUserBus:
         ready |= self.front_end.called & set(queues)
         self.front_end.called -= ready
         return ready
+
+    def kick_fd(self, index: int) -> int:
+        """The queue's kick eventfd, -1 if it has none; still the bus's."""
+        return self._queues[index].kick
 
     def take_call(self, index: int) -> int:
         """Count on the queue's call eventfd since the last look, which clears it."""

@@ -216,8 +216,9 @@ class VirtioScsi:
                 lambda: self._per_lun[request.lun] < self.config.cmd_per_lun,
                 "room under cmd_per_lun",
             )
-        readable, writable = self._pieces(request)
+        readable = self._cut(request.pack_header(self.config.cdb_size), request.data_out)
         sense_size = self.config.sense_size
+        writable = self._room(RESPONSE_FIXED + sense_size, request.data_in_length)
         ticket = self._add(queue, readable, writable)
         self._commands[ticket] = request.lun
         self._per_lun[request.lun] += 1
@@ -231,16 +232,16 @@ class VirtioScsi:
             lambda reply: Result.unpack(reply, sense_size, request),
         )
 
-    def _pieces(self, request: Request) -> tuple[list[bytes], list[int]]:
-        header = request.pack_header(self.config.cdb_size)
-        source = header + request.data_out
-        readable = []
-        for length in self.options.framing(len(header), len(request.data_out)):
-            readable.append(source[:length])
+    def _cut(self, header: bytes, data: bytes = b"") -> list[bytes]:
+        source = header + data
+        pieces = []
+        for length in self.options.framing(len(header), len(data)):
+            pieces.append(source[:length])
             source = source[length:]
-        response = RESPONSE_FIXED + self.config.sense_size
-        writable = self.options.framing(response, request.data_in_length)
-        return [piece for piece in readable if piece], [n for n in writable if n]
+        return [piece for piece in pieces if piece]
+
+    def _room(self, header: int, data: int = 0) -> list[int]:
+        return [length for length in self.options.framing(header, data) if length]
 
     def _check_limits(self, request: Request) -> None:
         longest = self.config.max_sectors * 512
@@ -347,7 +348,7 @@ class VirtioScsi:
     def _control(
         self, request: bytes, reply_length: int, lun: bytes, parse: Callable[[bytes], T]
     ) -> InFlight[T]:
-        ticket = self._add(CONTROL_QUEUE, [request], [reply_length])
+        ticket = self._add(CONTROL_QUEUE, self._cut(request), self._room(reply_length))
         self.publish(CONTROL_QUEUE)
         return InFlight(CONTROL_QUEUE, next(self._tags), lun, ticket, parse)
 

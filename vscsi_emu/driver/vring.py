@@ -162,6 +162,11 @@ class SplitRing:
         return len(self._chains)
 
     @property
+    def heads(self) -> list[int]:
+        """Heads of the chains in flight, oldest first."""
+        return list(self._chains)
+
+    @property
     def used_index(self) -> int:
         """Free-running index of the next used element to pop."""
         return self._used
