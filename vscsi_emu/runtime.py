@@ -89,7 +89,7 @@ class Runtime:
     async def call(self, start: Callable[[int], None]) -> int:
         """Starts an asynchronous call of the data plane with a fresh token; its result."""
         token = next(self._tokens)
-        future = self._loop.create_future()
+        future: asyncio.Future[int] = self._loop.create_future()
         self._calls[token] = future
         try:
             start(token)

@@ -260,7 +260,7 @@ class MessageType:
 
     `reply` is the payload of its own answer, None where it has none (an acknowledgement by
     REPLY_ACK is not one). `fds` gives the fewest and most descriptors; `fds_of` narrows that to
-    what the payload says.
+    what the payload says. `needs` is to be negotiated, or with `offer_suffices` only offered.
     """
 
     number: int
@@ -270,6 +270,7 @@ class MessageType:
     fds: tuple[int, int] = (0, 0)
     fds_of: Callable[[Payload], int] | None = None
     needs: ProtocolFeature = _NONE
+    offer_suffices: bool = False
 
     def __str__(self) -> str:
         return self.name
@@ -332,14 +333,16 @@ SET_VRING_CALL: Final = MessageType(13, "SET_VRING_CALL", VringFd, fds=(0, 1), f
 SET_VRING_ERR: Final = MessageType(14, "SET_VRING_ERR", VringFd, fds=(0, 1), fds_of=_one_fd)
 GET_PROTOCOL_FEATURES: Final = MessageType(15, "GET_PROTOCOL_FEATURES", reply=U64)
 SET_PROTOCOL_FEATURES: Final = MessageType(16, "SET_PROTOCOL_FEATURES", U64)
-GET_QUEUE_NUM: Final = MessageType(17, "GET_QUEUE_NUM", reply=U64, needs=_P.MQ)
+GET_QUEUE_NUM: Final = MessageType(17, "GET_QUEUE_NUM", reply=U64, needs=_P.MQ, offer_suffices=True)
 SET_VRING_ENABLE: Final = MessageType(18, "SET_VRING_ENABLE", VringState)
-SET_BACKEND_REQ_FD: Final = MessageType(21, "SET_BACKEND_REQ_FD", fds=(1, 1), needs=_P.BACKEND_REQ)
+SET_BACKEND_REQ_FD: Final = MessageType(
+    21, "SET_BACKEND_REQ_FD", fds=(1, 1), needs=_P.BACKEND_REQ, offer_suffices=True
+)
 IOTLB_MSG: Final = MessageType(22, "IOTLB_MSG", IotlbMessage, reply=U64)
 SET_VRING_ENDIAN: Final = MessageType(23, "SET_VRING_ENDIAN", VringState, needs=_P.CROSS_ENDIAN)
 GET_CONFIG: Final = MessageType(24, "GET_CONFIG", ConfigSpace, reply=ConfigSpace, needs=_P.CONFIG)
 SET_CONFIG: Final = MessageType(25, "SET_CONFIG", ConfigSpace, needs=_P.CONFIG)
-RESET_DEVICE: Final = MessageType(34, "RESET_DEVICE", needs=_P.RESET_DEVICE)
+RESET_DEVICE: Final = MessageType(34, "RESET_DEVICE", needs=_P.RESET_DEVICE, offer_suffices=True)
 VRING_KICK: Final = MessageType(35, "VRING_KICK", VringState, needs=_P.INBAND_NOTIFICATIONS)
 GET_MAX_MEM_SLOTS: Final = MessageType(
     36, "GET_MAX_MEM_SLOTS", reply=U64, needs=_P.CONFIGURE_MEM_SLOTS

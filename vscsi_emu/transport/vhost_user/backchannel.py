@@ -1,0 +1,75 @@
+"""What the back end asks of the front end, over the descriptor of SET_BACKEND_REQ_FD."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import socket
+
+from vscsi_emu.transport.vhost_user.channel import Channel
+from vscsi_emu.virtio import vhost_user as vu
+
+log = logging.getLogger(__name__)
+
+
+class Backchannel:
+    """Sends one request at a time; with REPLY_ACK, the next goes after the acknowledgement.
+
+    A request that is still waiting is not queued twice, so what waits is bounded by the number
+    of rings however slow the front end is.
+    """
+
+    def __init__(self, connection: socket.socket, *, acknowledged: bool, name: str) -> None:
+        self._channel = Channel(connection)
+        self._acknowledged = acknowledged
+        self._name = name
+        self._waiting: dict[tuple[vu.MessageType, vu.Payload], None] = {}
+        self._wake = asyncio.Event()
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def config_changed(self) -> None:
+        self._post(vu.BACKEND_CONFIG_CHANGE_MSG, vu.Empty())
+
+    def vring_call(self, index: int) -> None:
+        self._post(vu.BACKEND_VRING_CALL, vu.VringState(index, 0))
+
+    def vring_err(self, index: int) -> None:
+        self._post(vu.BACKEND_VRING_ERR, vu.VringState(index, 0))
+
+    def _post(self, message: vu.MessageType, payload: vu.Payload) -> None:
+        self._waiting[message, payload] = None
+        self._wake.set()
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._wake.wait()
+                self._wake.clear()
+                while self._waiting:
+                    message, payload = next(iter(self._waiting))
+                    del self._waiting[message, payload]
+                    await self._request(message, payload)
+        except (ConnectionError, vu.WireError) as error:
+            log.warning("%s: back-end channel lost: %s", self._name, error)
+        finally:
+            self._channel.close()
+
+    async def _request(self, message: vu.MessageType, payload: vu.Payload) -> None:
+        await self._channel.send(message.encode(payload, need_reply=self._acknowledged))
+        if not self._acknowledged:
+            return
+        packet = await self._channel.receive()
+        if packet is None:
+            raise ConnectionError("the front end closed it")
+        try:
+            answer = message.decode_reply(packet)
+        finally:
+            packet.close()
+        if answer != vu.U64(0):
+            log.warning("%s: the front end failed %s", self._name, message)
+
+    async def close(self) -> None:
+        self._task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self._task
