@@ -1,0 +1,428 @@
+//! Workers end to end: a driver's ring on one side, the inbox on the other.
+
+use std::collections::HashMap;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+use vscsi_dataplane::engine::memory::MemoryEngine;
+use vscsi_dataplane::gate::{Gate, CLASS_ALL, CLASS_READ, CLASS_WRITE};
+use vscsi_dataplane::inbox::{Command, Inbox, Message, Notice};
+use vscsi_dataplane::lu::{Lu, Nexus, RouteTable};
+use vscsi_dataplane::memory::GuestMemory;
+use vscsi_dataplane::notifier::Notifier;
+use vscsi_dataplane::policy::LunPolicy;
+use vscsi_dataplane::port::Port;
+use vscsi_dataplane::ring::driver::{Buffer, DriverRing};
+use vscsi_dataplane::ring::{Little, RingConfig};
+use vscsi_dataplane::worker::{Kind, QueueConfig, QueueRef, Scope, Worker};
+
+const SIZE: u16 = 64;
+const SLOT: u64 = 0x2000;
+const SLOTS: u64 = 0x10000;
+const DEADLINE: Duration = Duration::from_secs(10);
+
+const READ_10: u8 = 0x28;
+const WRITE_10: u8 = 0x2a;
+const TEST_UNIT_READY: u8 = 0x00;
+
+const RESET: u8 = 4;
+
+/// One guest with one request queue, target 0 LUN 0 a memory disk of 64 KiB.
+struct Bench {
+    memory: Arc<GuestMemory>,
+    ring: DriverRing<Little>,
+    inbox: Arc<Inbox>,
+    worker: Worker,
+    queue: QueueRef,
+    port: Arc<Port>,
+    nexus: Arc<Nexus>,
+}
+
+struct Done {
+    head: u16,
+    used: u32,
+    residual: u32,
+    status: u8,
+    response: u8,
+    data: Vec<u8>,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let memory = Arc::new(GuestMemory::anonymous(0, 1 << 20).unwrap());
+        let ring_config = RingConfig::contiguous(0, SIZE);
+        let ring = DriverRing::new(&memory, ring_config).unwrap();
+        let inbox = Arc::new(Inbox::new().unwrap());
+        let worker = Worker::start(inbox.clone(), "test", true).unwrap();
+        let mut routes = [0; 256];
+        routes[usize::from(READ_10)] = 1;
+        routes[usize::from(WRITE_10)] = 2;
+        let policy = LunPolicy {
+            block_size: 512,
+            blocks: 128,
+            write_protected: false,
+            write_cache: true,
+            descriptor_sense: false,
+            max_transfer_blocks: 0,
+            max_write_same_blocks: 0,
+            max_unmap_blocks: 0,
+            max_unmap_descriptors: 0,
+            unmap: false,
+        };
+        let lu = Arc::new(Lu {
+            engine: Arc::new(MemoryEngine::new(64 << 10).unwrap()),
+            policy: ArcSwap::from_pointee(policy),
+            routes: RouteTable::new(&routes, &[]).unwrap(),
+        });
+        let nexus = Arc::new(Nexus { lu, gate: Gate::default() });
+        let port = Arc::new(Port::default());
+        port.set_luns(HashMap::from([((0, 0), nexus.clone())]));
+        let config = QueueConfig {
+            index: 2,
+            kind: Kind::Request,
+            ring: ring_config,
+            big_endian: false,
+            enabled: true,
+            notifier: Notifier::None,
+            kick: None,
+            poll: true,
+        };
+        let queue = QueueRef::start(&worker, port.clone(), memory.clone(), config).unwrap();
+        Self { memory, ring, inbox, worker, queue, port, nexus }
+    }
+
+    /// Request and response headers of a slot, with up to 4 KiB of data at its end.
+    fn submit(&mut self, slot: u64, cdb: &[u8], out: &[u8], data_in: u32) -> u16 {
+        let at = SLOTS + slot * SLOT;
+        let mut header = vec![1, 0, 0x40, 0, 0, 0, 0, 0];
+        header.extend_from_slice(&slot.to_le_bytes());
+        header.extend_from_slice(&[0, 0, 0]);
+        header.extend_from_slice(cdb);
+        header.resize(51, 0);
+        self.write(at, &header);
+        self.write(at + 0x100, &[0xee; 108]);
+        self.write(at + 0x1000, out);
+        let mut buffers = vec![Buffer { addr: at, len: 51, writable: false }];
+        if !out.is_empty() {
+            buffers.push(Buffer { addr: at + 0x1000, len: out.len() as u32, writable: false });
+        }
+        buffers.push(Buffer { addr: at + 0x100, len: 108, writable: true });
+        if data_in > 0 {
+            buffers.push(Buffer { addr: at + 0x1000, len: data_in, writable: true });
+        }
+        let head = self.ring.add(&buffers).unwrap();
+        self.ring.publish();
+        head
+    }
+
+    fn write(&self, at: u64, bytes: &[u8]) {
+        self.memory.load().write(at, bytes).unwrap();
+    }
+
+    fn poll(&mut self, slot: u64, data_in: usize) -> Option<Done> {
+        let (head, used) = self.ring.pop_used().unwrap()?;
+        let mut bytes = [0; 108];
+        let map = self.memory.load();
+        map.read(SLOTS + slot * SLOT + 0x100, &mut bytes).unwrap();
+        let mut data = vec![0; data_in];
+        map.read(SLOTS + slot * SLOT + 0x1000, &mut data).unwrap();
+        let residual = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
+        Some(Done { head, used, residual, status: bytes[10], response: bytes[11], data })
+    }
+
+    fn wait(&mut self, slot: u64, data_in: usize) -> Done {
+        let start = Instant::now();
+        loop {
+            if let Some(done) = self.poll(slot, data_in) {
+                return done;
+            }
+            assert!(start.elapsed() < DEADLINE, "no completion");
+            std::thread::yield_now();
+        }
+    }
+
+    fn message(&self) -> Message {
+        let mut poll = libc::pollfd {
+            fd: std::os::fd::AsRawFd::as_raw_fd(&self.inbox.as_fd()),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: one pollfd.
+        let ready = unsafe { libc::poll(&raw mut poll, 1, DEADLINE.as_millis() as i32) };
+        assert_eq!(ready, 1, "nothing in the inbox");
+        self.inbox.take(1).pop().expect("the eventfd says there is something")
+    }
+
+    fn command(&self) -> Command {
+        match self.message() {
+            Message::Command(command) => command,
+            Message::Notice(Notice::Done { token, .. }) => panic!("done {token}, no command"),
+            Message::Notice(Notice::Broken { text, .. }) => panic!("broken: {text}"),
+            _ => panic!("no command"),
+        }
+    }
+
+    /// Waits for the end of call `token`; its value.
+    fn ended(&self, token: u64) -> u64 {
+        match self.message() {
+            Message::Notice(Notice::Done { token: ended, value }) if ended == token => value,
+            _ => panic!("something else before the end of call {token}"),
+        }
+    }
+
+    fn scope(&self) -> Scope {
+        Scope { port: Some(self.port.clone()), lu: Some(self.nexus.lu.clone()), tag: None }
+    }
+}
+
+fn rw(opcode: u8, lba: u8, blocks: u8) -> [u8; 10] {
+    [opcode, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
+}
+
+#[test]
+fn writes_and_reads_without_python() {
+    let mut bench = Bench::new();
+    let data: Vec<u8> = (0..1024u32).map(|n| (n * 7) as u8).collect();
+    let head = bench.submit(0, &rw(WRITE_10, 5, 2), &data, 0);
+    let done = bench.wait(0, 0);
+    assert_eq!((done.head, done.used, done.response, done.status), (head, 108, 0, 0));
+    bench.submit(1, &rw(READ_10, 5, 2), &[], 2048);
+    let done = bench.wait(1, 1024);
+    assert_eq!((done.used, done.residual), (108 + 1024, 1024));
+    assert_eq!(done.data, data);
+    assert!(bench.inbox.take(9).is_empty());
+}
+
+#[test]
+fn a_transfer_larger_than_its_buffer_is_an_overrun() {
+    let mut bench = Bench::new();
+    bench.submit(0, &rw(READ_10, 0, 4), &[], 1024);
+    let done = bench.wait(0, 0);
+    assert_eq!((done.response, done.residual), (1, 1024));
+}
+
+#[test]
+fn addresses_without_a_unit() {
+    let mut bench = Bench::new();
+    let at = SLOTS;
+    bench.port.set_luns(HashMap::new());
+    bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
+    assert_eq!(bench.wait(0, 0).response, 3, "BAD_TARGET");
+    bench.port.set_luns(HashMap::from([((0, 9), bench.nexus.clone())]));
+    bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
+    let command = bench.command();
+    assert!(command.nexus.is_none());
+    assert_eq!(command.header.lun, [1, 0, 0x40, 0, 0, 0, 0, 0]);
+    command.reply.finish(2, vec![0x70], Vec::new());
+    let done = bench.wait(0, 0);
+    assert_eq!((done.response, done.status), (0, 2));
+    let mut response = [0; 14];
+    bench.memory.load().read(at + 0x100, &mut response).unwrap();
+    assert_eq!((response[0], response[12], response[13]), (1, 0x70, 0), "sense, and zeros after");
+}
+
+#[test]
+fn both_directions_at_once_are_refused() {
+    let mut bench = Bench::new();
+    bench.submit(0, &rw(READ_10, 0, 1), &[1; 512], 512);
+    let done = bench.wait(0, 0);
+    assert_eq!((done.response, done.residual), (9, 1024));
+}
+
+#[test]
+fn a_dropped_command_is_answered_with_failure() {
+    let mut bench = Bench::new();
+    bench.submit(0, &[TEST_UNIT_READY], &[], 0);
+    drop(bench.command());
+    assert_eq!(bench.wait(0, 0).response, 9);
+    assert_eq!(bench.nexus.gate.pending(), 0);
+}
+
+#[test]
+fn a_closed_gate_sends_commands_to_python_until_the_last_is_decided() {
+    let mut bench = Bench::new();
+    bench.nexus.gate.close(CLASS_READ);
+    bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
+    bench.submit(1, &rw(READ_10, 0, 1), &[], 512);
+    let (first, second) = (bench.command(), bench.command());
+    assert!(first.data_out.is_empty());
+    first.reply.finish(2, vec![0x70], Vec::new());
+    bench.nexus.gate.open(CLASS_READ);
+    assert_eq!(bench.wait(0, 0).status, 2);
+    assert_eq!(bench.nexus.gate.closed(), CLASS_READ, "the second one is not decided yet");
+    second.reply.execute();
+    let done = bench.wait(1, 512);
+    assert_eq!((done.status, done.residual), (0, 0));
+    assert_eq!(bench.nexus.gate.closed(), 0);
+    // A handle answers once.
+    second.reply.fail(9);
+    bench.submit(2, &rw(READ_10, 0, 1), &[], 512);
+    assert_eq!(bench.wait(2, 0).response, 0);
+}
+
+#[test]
+fn no_command_slips_past_a_closed_gate() {
+    let mut bench = Bench::new();
+    let zeros = [0u8; 512];
+    let mut token = 0;
+    for round in 0..200u64 {
+        // Writes are under way while the gate closes.
+        for slot in 0..20 {
+            bench.submit(slot, &rw(WRITE_10, slot as u8, 1), &[round as u8 | 1; 512], 0);
+        }
+        bench.nexus.gate.close(CLASS_WRITE);
+        token += 1;
+        bench.worker.quiesce(token, bench.scope());
+        let mut held = Vec::new();
+        let mut ended = false;
+        while !ended {
+            match bench.message() {
+                Message::Command(command) => held.push(command),
+                Message::Notice(Notice::Done { token: t, .. }) => ended = t == token,
+                _ => panic!("unexpected message"),
+            }
+        }
+        // From here on the medium is ours: whatever changes it has slipped past.
+        let engine = &bench.nexus.lu.engine;
+        let mut before = vec![0u8; 64 << 10];
+        let io = |kind| vscsi_dataplane::engine::Io { kind, offset: 0, len: 64 << 10, durable: false };
+        let read = io(vscsi_dataplane::engine::IoKind::Read);
+        let piece = |bytes: &mut Vec<u8>| libc::iovec {
+            iov_base: bytes.as_mut_ptr().cast(),
+            iov_len: bytes.len(),
+        };
+        engine.run(&read, &[piece(&mut before)]).unwrap();
+        for _ in 0..20 {
+            std::thread::yield_now();
+        }
+        let mut after = vec![1u8; 64 << 10];
+        engine.run(&read, &[piece(&mut after)]).unwrap();
+        assert!(before == after, "round {round}: a write ran while the gate was closed");
+        let mut done = 0;
+        let start = Instant::now();
+        bench.nexus.gate.open(CLASS_ALL);
+        while done < 20 {
+            for command in held.drain(..) {
+                command.reply.execute();
+            }
+            for message in bench.inbox.take(64) {
+                if let Message::Command(command) = message {
+                    held.push(command);
+                }
+            }
+            while bench.ring.pop_used().unwrap().is_some() {
+                done += 1;
+            }
+            assert!(start.elapsed() < DEADLINE);
+        }
+        assert_eq!((bench.nexus.gate.pending(), bench.nexus.gate.closed()), (0, 0));
+        bench.submit(0, &rw(WRITE_10, 0, 1), &zeros, 0);
+        bench.wait(0, 0);
+    }
+}
+
+#[test]
+fn an_abort_ends_what_is_with_python_before_it_ends_itself() {
+    let mut bench = Bench::new();
+    for slot in 0..3 {
+        bench.submit(slot, &[TEST_UNIT_READY], &[], 0);
+    }
+    // Not even seen by the worker yet, perhaps: they count all the same.
+    bench.worker.query(7, bench.scope());
+    let mut held = Vec::new();
+    let count = loop {
+        match bench.message() {
+            Message::Command(command) => held.push(command),
+            Message::Notice(Notice::Done { token: 7, value }) => break value,
+            _ => panic!("unexpected message"),
+        }
+    };
+    assert_eq!((count, held.len()), (3, 3));
+    let one = Scope { tag: Some(1), ..bench.scope() };
+    bench.worker.abort(8, RESET, one);
+    assert_eq!(bench.ended(8), 1);
+    // Used before the call's end: no waiting here.
+    let done = bench.poll(1, 0).expect("complete before the abort ended");
+    assert_eq!((done.response, done.residual), (RESET, 0));
+    bench.worker.abort(9, RESET, bench.scope());
+    assert_eq!(bench.ended(9), 2);
+    assert_eq!(bench.poll(0, 0).unwrap().response, RESET);
+    assert_eq!(bench.poll(2, 0).unwrap().response, RESET);
+    // Late answers go nowhere.
+    for command in &held {
+        command.reply.finish(0, Vec::new(), Vec::new());
+    }
+    assert_eq!(bench.nexus.gate.pending(), 0);
+    bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
+    assert_eq!(bench.wait(0, 0).status, 0);
+}
+
+#[test]
+fn a_stop_waits_for_the_task_with_python_and_tells_where_the_ring_stands() {
+    let mut bench = Bench::new();
+    bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
+    bench.wait(0, 0);
+    bench.submit(1, &[TEST_UNIT_READY], &[], 0);
+    let command = bench.command();
+    bench.queue.stop(5, None, false);
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(bench.inbox.take(9).is_empty(), "ended with a task in flight");
+    command.reply.finish(0, Vec::new(), Vec::new());
+    assert_eq!(bench.ended(5), 2);
+    assert_eq!(bench.poll(1, 0).unwrap().status, 0);
+    bench.submit(2, &rw(READ_10, 0, 1), &[], 512);
+    bench.queue.kick();
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(bench.poll(2, 0).is_none(), "a stopped ring is not looked at");
+}
+
+#[test]
+fn a_discarded_queue_writes_nothing_more() {
+    let mut bench = Bench::new();
+    bench.submit(0, &[TEST_UNIT_READY], &[], 0);
+    let command = bench.command();
+    bench.queue.stop(5, None, true);
+    assert_eq!(bench.ended(5), 1);
+    command.reply.finish(0, Vec::new(), Vec::new());
+    std::thread::sleep(Duration::from_millis(20));
+    assert!(bench.poll(0, 0).is_none());
+}
+
+#[test]
+fn a_chain_without_room_for_a_response_breaks_its_ring_only() {
+    let mut bench = Bench::new();
+    bench.ring.add(&[Buffer { addr: SLOTS, len: 51, writable: false }]).unwrap();
+    bench.ring.publish();
+    match bench.message() {
+        Message::Notice(Notice::Broken { queue, text }) => {
+            assert_eq!(queue.index(), 2);
+            assert!(text.contains("response"), "{text}");
+        }
+        _ => panic!("the ring is not broken"),
+    }
+    bench.queue.stop(6, None, false);
+    assert_eq!(bench.ended(6), 1);
+}
+
+#[test]
+fn a_truncated_header_is_answered_with_failure() {
+    let mut bench = Bench::new();
+    let buffers = [
+        Buffer { addr: SLOTS, len: 30, writable: false },
+        Buffer { addr: SLOTS + 0x100, len: 108, writable: true },
+    ];
+    bench.ring.add(&buffers).unwrap();
+    bench.ring.publish();
+    assert_eq!(bench.wait(0, 0).response, 9);
+}
+
+#[test]
+fn an_ended_worker_leaves_no_queue_behind() {
+    let mut bench = Bench::new();
+    bench.submit(0, &[TEST_UNIT_READY], &[], 0);
+    let _held = bench.command();
+    bench.worker.stop();
+    bench.worker.stop();
+}
