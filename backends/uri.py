@@ -103,10 +103,8 @@ def _rotation_rate(text: str) -> int:
 
 def _naa(text: str) -> str:
     digits = text.lower().removeprefix("0x").removeprefix("naa.")
-    if not re.fullmatch(r"[2356][0-9a-f]{15}", digits):
-        raise SpecError(f"{text!r} is not an NAA name: 16 hex digits, the first one 2, 3, 5 or 6")
-    if digits[0] == "6":
-        raise SpecError(f"{text!r}: NAA 6 names have 32 hex digits; use 2, 3 or 5")
+    if not re.fullmatch(r"[235][0-9a-f]{15}", digits):
+        raise SpecError(f"{text!r} is not an NAA name: 16 hex digits, the first one 2, 3 or 5")
     return digits
 
 

@@ -1,0 +1,238 @@
+"""What to serve: ``hba.toml``, or the command line's shorthand for it."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from vscsi_emu.backends.uri import (
+    MAX_TARGET,
+    Address,
+    LunSpec,
+    SpecError,
+    did_you_mean,
+    parse_address,
+    parse_lun,
+    parse_uri,
+    with_key,
+)
+
+MAX_QUEUES: Final = 254
+"""Request queues of one HBA: vhost-user numbers 256 rings, two of which are not for requests."""
+
+_LUN_KEYS: Final = ("id", "uri")
+_HBA_KEYS: Final = ("socket", "queues", "luns", "initiator")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be served; names the file, the table and the key."""
+
+
+@dataclass(frozen=True, slots=True)
+class LunConfig:
+    """A logical unit. `name` is the same at every start and differs between units: default
+    identities come from it where the storage has no name of its own."""
+
+    name: str
+    spec: LunSpec
+
+
+@dataclass(frozen=True, slots=True)
+class HbaConfig:
+    """An HBA: where it is reached, and which unit is at which (target, LUN)."""
+
+    socket: str | None
+    """Path of its vhost-user socket, or None with `fd`."""
+    fd: int | None
+    queues: int
+    luns: Mapping[Address, str]
+    """The `LunConfig.name` of each address."""
+    initiator: str | None = None
+    """NAA name of its initiator port, 16 hex digits; derived from the socket when None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    luns: tuple[LunConfig, ...]
+    hbas: tuple[HbaConfig, ...]
+
+
+def from_arguments(
+    luns: Iterable[str], *, socket: str | None = None, fd: int | None = None, queues: int = 1
+) -> Config:
+    """One HBA with the units of ``--lun`` arguments.
+
+    A unit without an address becomes LUN 0 of the next target that is free, as QEMU numbers its
+    own disks: Linux then shows them as 0:0:0:0, 0:0:1:0, …. Raises `ConfigError`.
+    """
+    check_queues(queues, "--queues")
+    parsed: list[tuple[Address | None, LunSpec, str]] = []
+    for text in luns:
+        try:
+            parsed.append((*parse_lun(text), text))
+        except SpecError as error:
+            raise ConfigError(f"--lun {text}: {error}") from None
+    table: dict[Address, LunSpec] = {}
+    for address, spec, text in parsed:
+        if address is None:
+            continue
+        if address in table:
+            raise ConfigError(
+                f"--lun {text}: {table[address]} is at {_show(address)} already; "
+                "give one of them another address"
+            )
+        table[address] = spec
+    used = {target for target, _ in table}
+    free = (target for target in range(MAX_TARGET + 1) if target not in used)
+    for address, spec, text in parsed:
+        if address is None:
+            target = next(free, None)
+            if target is None:
+                raise ConfigError(f"--lun {text}: no target is free; give TARGET:LUN=")
+            table[target, 0] = spec
+    # Memory disks of two servers must not look like one disk with two paths.
+    origin = os.path.abspath(socket) if socket else f"fd {fd}"
+    names = {address: f"{origin}#{_show(address)}" for address in table}
+    return Config(
+        tuple(LunConfig(names[address], spec) for address, spec in table.items()),
+        (HbaConfig(socket, fd, queues, names),),
+    )
+
+
+def from_file(path: str) -> Config:
+    """What an ``hba.toml`` says. Raises `ConfigError`."""
+    try:
+        with open(path, "rb") as file:
+            document = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+    return _Reader(path).read(document)
+
+
+class _Reader:
+    """Reads one file; its errors say where in that file they are."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._folder = Path(path).absolute().parent
+
+    def read(self, document: dict[str, Any]) -> Config:
+        self._known(document, ("lun", "hba"), "")
+        luns: dict[str, LunConfig] = {}
+        for index, table in enumerate(self._tables(document, "lun")):
+            lun = self._lun(table, f"[[lun]] number {index + 1}")
+            name = table["id"]
+            if name in luns:
+                raise self._error(f"[[lun]] {name!r}", "id", "is given twice")
+            luns[name] = lun
+        hbas = [
+            self._hba(table, f"[[hba]] number {index + 1}", luns)
+            for index, table in enumerate(self._tables(document, "hba"))
+        ]
+        if not hbas:
+            raise ConfigError(f"{self._path}: no [[hba]] table; add one with socket and luns")
+        sockets = [hba.socket for hba in hbas]
+        for hba in hbas:
+            if sockets.count(hba.socket) > 1:
+                raise ConfigError(f"{self._path}: two [[hba]] tables have socket {hba.socket!r}")
+        return Config(tuple(luns.values()), tuple(hbas))
+
+    def _lun(self, table: dict[str, Any], where: str) -> LunConfig:
+        name = self._string(table, "id", where)
+        where = f"[[lun]] {name!r}"
+        uri = self._string(table, "uri", where)
+        try:
+            spec = parse_uri(uri)
+        except SpecError as error:
+            raise self._error(where, "uri", str(error)) from None
+        if spec.scheme == "file":
+            spec = LunSpec("file", str(self._folder / spec.location))
+        for key, value in table.items():
+            if key in _LUN_KEYS:
+                continue
+            try:
+                spec = with_key(spec, key, _as_text(value))
+            except SpecError as error:
+                raise self._error(where, key, str(error)) from None
+        return LunConfig(f"{Path(self._path).absolute()}#{name}", spec)
+
+    def _hba(self, table: dict[str, Any], where: str, units: Mapping[str, LunConfig]) -> HbaConfig:
+        socket = str(self._folder / self._string(table, "socket", where))
+        where = f"[[hba]] {table['socket']!r}"
+        self._known(table, _HBA_KEYS, where)
+        queues = table.get("queues", 1)
+        if not isinstance(queues, int) or isinstance(queues, bool):
+            raise self._error(where, "queues", f"{queues!r} is not a whole number")
+        try:
+            check_queues(queues, "queues")
+        except ConfigError as error:
+            raise ConfigError(f"{self._path}: {where}: {error}") from None
+        initiator = self._string(table, "initiator", where) if "initiator" in table else None
+        luns = table.get("luns")
+        if not isinstance(luns, dict) or not luns:
+            raise self._error(where, "luns", 'is no table such as {"0:0" = "id of a [[lun]]"}')
+        mapped: dict[Address, str] = {}
+        for text, unit in luns.items():
+            try:
+                address = parse_address(text)
+            except SpecError as error:
+                raise self._error(where, "luns", str(error)) from None
+            if address in mapped:
+                raise self._error(where, "luns", f"{_show(address)} is given twice")
+            if not isinstance(unit, str) or unit not in units:
+                raise self._error(
+                    where,
+                    "luns",
+                    f"no [[lun]] has id {unit!r}{did_you_mean(str(unit), units)}; "
+                    f"known: {', '.join(units) or 'none'}",
+                )
+            mapped[address] = units[unit].name
+        return HbaConfig(socket, None, queues, mapped, initiator)
+
+    def _tables(self, document: dict[str, Any], name: str) -> list[dict[str, Any]]:
+        tables = document.get(name, [])
+        if not isinstance(tables, list) or not all(isinstance(t, dict) for t in tables):
+            raise ConfigError(f"{self._path}: write [[{name}]], with two brackets")
+        return tables
+
+    def _string(self, table: dict[str, Any], key: str, where: str) -> str:
+        value = table.get(key)
+        if not isinstance(value, str) or not value:
+            raise self._error(where, key, "is missing" if value is None else "is no text")
+        return value
+
+    def _known(self, table: dict[str, Any], valid: tuple[str, ...], where: str) -> None:
+        for key in table:
+            if key not in valid:
+                raise self._error(
+                    where,
+                    key,
+                    f"is unknown{did_you_mean(key, list(valid))}; valid: {', '.join(valid)}",
+                )
+
+    def _error(self, where: str, key: str, text: str) -> ConfigError:
+        return ConfigError(
+            ": ".join(part for part in (self._path, where, key) if part) + f": {text}"
+        )
+
+
+def check_queues(queues: int, name: str) -> None:
+    if not 1 <= queues <= MAX_QUEUES:
+        raise ConfigError(f"{name} {queues}: use 1 to {MAX_QUEUES}")
+
+
+def _as_text(value: object) -> str:
+    """A TOML value as the command line would have it."""
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return str(value)
+
+
+def _show(address: Address) -> str:
+    return f"{address[0]}:{address[1]}"
