@@ -90,6 +90,11 @@ class GuestRun:
             )
 
     @property
+    def directory(self) -> Path:
+        """Its files, until the context is left; the guest's command lines name it."""
+        return self._directory
+
+    @property
     def output(self) -> str:
         """What the script has written so far."""
         return self._read("output")
