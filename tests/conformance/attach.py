@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict, Unpack
 
 from vscsi_emu._dataplane import GuestMemory
 from vscsi_emu.driver.dma import DmaAllocator
 from vscsi_emu.driver.front_end import FrontEnd
-from vscsi_emu.driver.vhost_user import SUPPORTED, Notify, VhostUserBus
+from vscsi_emu.driver.vhost_user import Notify, VhostUserBus
 from vscsi_emu.driver.virtio_scsi import Options, VirtioScsi
-from vscsi_emu.virtio.vhost_user import MemoryRegion, ProtocolFeature
+from vscsi_emu.virtio.vhost_user import ProtocolFeature
 
 if TYPE_CHECKING:
     from tests.conformance.server import Server
@@ -32,30 +32,23 @@ class Guest:
         return self.bus.front_end
 
 
-def make_memory(size: int = GUEST_SIZE) -> tuple[GuestMemory, DmaAllocator]:
-    return GuestMemory.anonymous(size, GUEST_BASE), DmaAllocator(GUEST_BASE, size)
+class BusOptions(TypedDict, total=False):
+    """Keyword arguments of `VhostUserBus`."""
+
+    pieces: int
+    protocol_features: ProtocolFeature
+    kick: Notify
+    call: Notify
+    enable: bool
 
 
 def connect(
-    server: Server,
-    *,
-    size: int = GUEST_SIZE,
-    regions: Sequence[MemoryRegion] | None = None,
-    protocol_features: ProtocolFeature = SUPPORTED,
-    kick: Notify = Notify.EVENTFD,
-    call: Notify = Notify.EVENTFD,
+    server: Server, *, size: int = GUEST_SIZE, **options: Unpack[BusOptions]
 ) -> VhostUserBus:
     """A connection with its memory table, and no driver on it yet."""
-    memory, allocator = make_memory(size)
-    return VhostUserBus(
-        FrontEnd.connect(server.socket),
-        memory,
-        allocator,
-        regions=regions,
-        protocol_features=protocol_features,
-        kick=kick,
-        call=call,
-    )
+    memory = GuestMemory.anonymous(size, GUEST_BASE)
+    allocator = DmaAllocator(GUEST_BASE, size)
+    return VhostUserBus(FrontEnd.connect(server.socket), memory, allocator, **options)
 
 
 @contextmanager
@@ -64,19 +57,8 @@ def attach(
     options: Options | None = None,
     *,
     size: int = GUEST_SIZE,
-    regions: Sequence[MemoryRegion] | None = None,
-    protocol_features: ProtocolFeature = SUPPORTED,
-    kick: Notify = Notify.EVENTFD,
-    call: Notify = Notify.EVENTFD,
+    **bus_options: Unpack[BusOptions],
 ) -> Iterator[Guest]:
     """A probed device; the connection is closed at the end."""
-    bus = connect(
-        server,
-        size=size,
-        regions=regions,
-        protocol_features=protocol_features,
-        kick=kick,
-        call=call,
-    )
-    with bus:
+    with connect(server, size=size, **bus_options) as bus:
         yield Guest(VirtioScsi(bus, options), bus, bus.memory)

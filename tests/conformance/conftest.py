@@ -14,19 +14,11 @@ FILE_DISK_BYTES = 64 << 20
 @pytest.fixture(scope="module")
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Units: 0:0 a file, 0:1 memory with 4096-byte blocks, 7:5 read-only, 255:16383 memory."""
-    directory = tmp_path_factory.mktemp("hba")
-    image = make_image(directory)
-    server = Server(
-        directory,
-        [
-            str(image),
-            "0:1=mem:64M,block-size=4096",
-            "7:5=mem:8M,ro",
-            "255:16383=mem:8M",
-        ],
-    )
-    yield server
-    assert server.stop() == 0, server.log_tail()
+    image = make_image(tmp_path_factory.mktemp("disk"))
+    luns = [str(image), "0:1=mem:64M,block-size=4096", "7:5=mem:8M,ro", "255:16383=mem:8M"]
+    with Server(luns) as server:
+        yield server
+        assert server.process.terminate() == 0, server.process.log[-4000:]
 
 
 def make_image(directory: Path) -> Path:

@@ -1,69 +1,44 @@
-"""`vscsi-emu serve` as a process to be tested from its socket, and what is checked of it."""
+"""A server under test, and what must hold of it after each test."""
 
 import os
-import shutil
-import signal
-import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 from tests.conformance.attach import attach
 from tests.conformance.cdb import test_unit_ready
-from vscsi_emu.driver.front_end import FrontEnd
 from vscsi_emu.driver.scan import retried
+from vscsi_emu.testing.hba import HbaProcess
 
-START_SECONDS = 20.0
 SETTLE_SECONDS = 10.0
 
 
 class Server:
-    """A running server. `luns`: as for `--lun`."""
+    """`luns`: as for ``--lun``; unit 0:0 must be among them."""
 
-    def __init__(self, directory: Path, luns: Sequence[str], *, queues: int = 4) -> None:
-        self.socket = directory / "hba.sock"
-        self.log = directory / "serve.log"
+    def __init__(
+        self, luns: Sequence[str], *, queues: int = 4, arguments: Sequence[str] = ()
+    ) -> None:
         self.queues = queues
-        command = [
-            shutil.which("vscsi-emu", path=Path(sys.executable).parent) or "vscsi-emu",
-            "serve",
-            f"--socket-path={self.socket}",
-            f"--queues={queues}",
-            *(f"--lun={lun}" for lun in luns),
-        ]
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT
-            )
-        try:
-            self._await_socket()
-            self._warm_up()
-        except BaseException:
-            self.stop()
-            raise
-
-    def _await_socket(self) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if self.process.poll() is not None:
-                break
-            try:
-                FrontEnd.connect(self.socket).close()
-            except OSError:
-                time.sleep(0.02)
-            else:
-                return
-        raise AssertionError(f"the server did not start:\n{self.log.read_text()}")
-
-    def _warm_up(self) -> None:
-        """A session and its end: what is opened once and kept does not count as a leak."""
+        self.process = HbaProcess(luns, queues=queues, arguments=arguments)
+        self.socket = self.process.socket
+        # What is opened once and kept, in the first session or at its end, is no leak.
         self.serve_a_client()
-        time.sleep(0.3)
-        self.idle_fds = self.fd_count()
+        self.serve_a_client()
+        self.idle_fds = len(self._fds())
 
-    def fd_count(self) -> int:
-        return len(os.listdir(f"/proc/{self.process.pid}/fd"))
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.process.__exit__(kind, error, trace)
 
     def serve_a_client(self) -> None:
         """A new client negotiates, and its first command is answered."""
@@ -73,28 +48,19 @@ class Server:
 
     def check(self) -> None:
         """Alive, serving, and nothing left over from former clients."""
-        assert self.process.poll() is None, f"the server died:\n{self.log_tail()}"
+        assert self.process.running, f"the server died:\n{self.process.log[-4000:]}"
         self.serve_a_client()
         deadline = time.monotonic() + SETTLE_SECONDS
-        while (count := self.fd_count()) > self.idle_fds and time.monotonic() < deadline:
+        while len(fds := self._fds()) > self.idle_fds and time.monotonic() < deadline:
             time.sleep(0.02)
-        links = [
-            os.readlink(entry)
-            for entry in Path(f"/proc/{self.process.pid}/fd").iterdir()
-            if entry.is_symlink()
-        ]
-        assert count <= self.idle_fds, f"{count - self.idle_fds} descriptors leaked: {links}"
-        assert self.process.poll() is None, f"the server died:\n{self.log_tail()}"
+        assert len(fds) <= self.idle_fds, f"{len(fds) - self.idle_fds} descriptors leaked: {fds}"
+        assert "Traceback" not in self.process.log, self.process.log[-4000:]
 
-    def log_tail(self, characters: int = 4000) -> str:
-        return self.log.read_text(errors="replace")[-characters:]
-
-    def stop(self) -> int:
-        """SIGTERM, and its exit status; killed if it does not end."""
-        self.process.send_signal(signal.SIGTERM)
-        try:
-            return self.process.wait(SETTLE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-            raise
+    def _fds(self) -> list[str]:
+        links = []
+        for entry in Path(f"/proc/{self.process.pid}/fd").iterdir():
+            try:
+                links.append(f"{entry.name} -> {os.readlink(entry)}")
+            except FileNotFoundError:  # closed meanwhile
+                continue
+        return links

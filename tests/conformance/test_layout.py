@@ -16,7 +16,6 @@ from vscsi_emu.driver.request import (
     paged,
     separate,
 )
-from vscsi_emu.driver.vhost_user import regions_of
 from vscsi_emu.driver.virtio_scsi import KNOWN, REQUEST_QUEUE, InFlight, Options
 from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.scsi import TmfType, encode_lun
@@ -128,10 +127,7 @@ def test_queue_sizes(server: Server, size: int) -> None:
 @pytest.mark.parametrize("pieces", [1, 2, 3, 8])
 def test_buffers_across_adjacent_regions(server: Server, pieces: int) -> None:
     """A buffer may lie in two regions that follow one another."""
-    size = 1 << 20
-    with attach(server, size=size) as whole:
-        regions = regions_of(whole.memory, pieces)
-    with attach(server, size=size, regions=regions) as guest:
+    with attach(server, size=1 << 20, pieces=pieces) as guest:
         disk = Disk(guest.device, 0, 0).ready()
         data = pattern(400 * 512, seed=pieces)
         disk.write(0, data)

@@ -2,54 +2,20 @@
 
 import os
 import time
-from collections.abc import Callable
 
 import pytest
 
 from tests.conformance import cdb
 from tests.conformance.attach import Guest, attach
 from tests.conformance.cdb import Disk, expect_good, pattern
+from tests.conformance.reads import DEADLINE, add_read, run_unheard, within
 from tests.conformance.server import Server
-from vscsi_emu.driver.request import Request, Result
 from vscsi_emu.driver.vhost_user import Notify
-from vscsi_emu.driver.virtio_scsi import KNOWN, REQUEST_QUEUE, InFlight, Options
+from vscsi_emu.driver.virtio_scsi import KNOWN, REQUEST_QUEUE, Options
 from vscsi_emu.virtio.features import Feature
-from vscsi_emu.virtio.scsi import encode_lun
 
 NO_EVENT_IDX = KNOWN & ~Feature.EVENT_IDX
 QUIET_SECONDS = 0.15
-DEADLINE = 5.0
-
-
-def within(condition: Callable[[], bool], seconds: float = DEADLINE) -> bool:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if condition():
-            return True
-        time.sleep(0.001)
-    return condition()
-
-
-def add_read(guest: Guest) -> InFlight[Result]:
-    """A READ in the ring, not yet published."""
-    request = Request(
-        encode_lun(0, 0), cdb.read_10(0, 1), guest.device.next_tag(), data_in_length=512
-    )
-    return guest.device.submit_request(request, publish=False)
-
-
-def used_idx(guest: Guest) -> int:
-    ring = guest.device.queues[REQUEST_QUEUE].ring
-    return guest.memory.load_u16_acquire(ring.layout.used_idx)
-
-
-def run_unheard(guest: Guest, count: int) -> None:
-    """Lets the device use `count` more reads, without waiting for its notifications."""
-    start = used_idx(guest)
-    for _ in range(count):
-        add_read(guest)
-    guest.device.publish(REQUEST_QUEUE)
-    assert within(lambda: used_idx(guest) == (start + count) & 0xFFFF), "not all were used"
 
 
 def quiet(guest: Guest) -> None:

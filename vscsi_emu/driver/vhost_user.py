@@ -2,7 +2,7 @@
 
 import errno
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, Self
@@ -37,13 +37,15 @@ class Notify(Enum):
     POLL = "not at all"
 
 
-def regions_of(memory: GuestMemory, pieces: int = 1) -> tuple[MemoryRegion, ...]:
-    """Anonymous guest memory as `pieces` adjacent regions of equal size (last: the rest)."""
+def regions_of(
+    memory: GuestMemory, pieces: int = 1, user_offset: int = USER_OFFSET
+) -> tuple[MemoryRegion, ...]:
+    """Anonymous guest memory as `pieces` adjacent regions of equal size (the last: the rest)."""
     ((start, size, _),) = memory.regions
     step = size // pieces
     sizes = [step] * (pieces - 1) + [size - step * (pieces - 1)]
     return tuple(
-        MemoryRegion(start + i * step, n, USER_OFFSET + start + i * step, i * step)
+        MemoryRegion(start + i * step, n, user_offset + start + i * step, i * step)
         for i, n in enumerate(sizes)
     )
 
@@ -62,8 +64,9 @@ class _Queue:
 class VhostUserBus:
     """`Bus` over vhost-user. Sets up the connection and the memory table when made.
 
-    `kick` and `call` choose how rings notify; INBAND negotiates in-band notifications, for which
-    the back end must offer them. The connection is closed with the bus.
+    `pieces`: regions that the memory is announced in. `kick` and `call` choose how rings notify;
+    INBAND negotiates in-band notifications, which the back end must offer. Queues start disabled
+    without `enable`. The connection is closed with the bus.
     """
 
     def __init__(
@@ -72,26 +75,26 @@ class VhostUserBus:
         memory: GuestMemory,
         allocator: DmaAllocator,
         *,
-        regions: Sequence[MemoryRegion] | None = None,
+        pieces: int = 1,
         protocol_features: ProtocolFeature = SUPPORTED,
         kick: Notify = Notify.EVENTFD,
         call: Notify = Notify.EVENTFD,
+        enable: bool = True,
     ) -> None:
         self.front_end = front_end
         self._memory = memory
         self._allocator = allocator
-        self._regions = tuple(regions or regions_of(memory))
         self._kick = kick
         self._call = call
+        self._enable = enable
         self._queues: dict[int, _Queue] = {}
         self._local_status = 0
         try:
             self._negotiate(protocol_features)
-            front_end.put(
-                vu.SET_MEM_TABLE,
-                vu.MemoryTable(self._regions),
-                [memory.fileno()] * len(self._regions),
-            )
+            # With GPA_ADDRESSES user addresses repeat the guest's, and so do ring addresses.
+            by_guest = ProtocolFeature.GPA_ADDRESSES in front_end.protocol_features
+            self.regions = regions_of(memory, pieces, 0 if by_guest else USER_OFFSET)
+            self.set_memory_table()
         except BaseException:
             front_end.close()
             raise
@@ -112,6 +115,11 @@ class VhostUserBus:
             self.max_queues = self.front_end.get_u64(vu.GET_QUEUE_NUM)
         if ProtocolFeature.BACKEND_REQ in accepted:
             self.front_end.open_back_channel()
+
+    def set_memory_table(self) -> None:
+        """Announces `regions`, all backed by the memory's one descriptor."""
+        fds = [self._memory.fileno()] * len(self.regions)
+        self.front_end.put(vu.SET_MEM_TABLE, vu.MemoryTable(self.regions), fds)
 
     def __enter__(self) -> Self:
         return self
@@ -209,14 +217,14 @@ class VhostUserBus:
         )
 
     def run_queue(self, index: int) -> None:
-        """Hands over the notifiers, which starts the queue, and enables it."""
+        """Hands over the notifiers, which starts the queue, and enables it if that is wanted."""
         queue = self._queues[index]
         if self._call is not Notify.INBAND:
             self._put_fd(vu.SET_VRING_CALL, index, queue.call)
         self._put_fd(vu.SET_VRING_ERR, index, queue.error)
         if self._kick is not Notify.INBAND:
             self._put_fd(vu.SET_VRING_KICK, index, queue.kick)
-        if self._offered & vu.F_PROTOCOL_FEATURES:
+        if self._enable and self._offered & vu.F_PROTOCOL_FEATURES:
             self.front_end.put(vu.SET_VRING_ENABLE, vu.VringState(index, 1))
         # Back ends of older specifications start a ring on its first kick only.
         self.notify(index)
@@ -266,7 +274,7 @@ class VhostUserBus:
 
     def user_address(self, guest_address: int) -> int:
         """What ring addresses are given in: the front end's own addresses."""
-        for region in self._regions:
+        for region in self.regions:
             if region.guest_address <= guest_address < region.guest_address + region.size:
                 return guest_address - region.guest_address + region.user_address
         raise ValueError(f"guest address {guest_address:#x} is in no memory region")
