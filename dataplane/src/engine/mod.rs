@@ -1,1 +1,130 @@
-//! Storage engines.
+//! Storage engines: what holds the bytes of a logical unit. They know bytes, not blocks or CDBs.
+//!
+//! An `iovec` handed to an engine is a promise: it describes mapped memory that stays mapped until
+//! the call returns or, for [`Engine::sqe`], until the completion arrives. Its bytes may belong to
+//! a guest that changes them meanwhile, so engines only copy them with raw pointers.
+
+mod aligned;
+pub mod file;
+mod iov;
+pub mod memory;
+pub mod null;
+mod probe;
+#[cfg(test)]
+pub(crate) mod testing;
+#[cfg(test)]
+mod tests;
+
+use std::io;
+
+use libc::iovec;
+
+pub use aligned::AlignedBuffer;
+pub use iov::{total, trim, Cursor};
+
+/// Upper bound of one transfer through private memory, and so of memory held for one command.
+pub const CHUNK: usize = 1 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoKind {
+    Read,
+    Write,
+    /// All completed writes reach stable storage; the range is a hint.
+    Flush,
+    /// Frees the range, which reads as zeros afterwards.
+    Discard,
+    /// The range reads as zeros afterwards; it may stay allocated.
+    Zero,
+}
+
+/// One engine call; `offset` and `len` in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Io {
+    pub kind: IoKind,
+    pub offset: u64,
+    pub len: u64,
+    /// A change is on stable storage before it ends; a read returns nothing that is not.
+    pub durable: bool,
+}
+
+impl Io {
+    /// Whether the buffers take part.
+    pub fn moves_data(&self) -> bool {
+        matches!(self.kind, IoKind::Read | IoKind::Write)
+    }
+
+    /// Whether this result of an io_uring completion is the whole job. Anything else, an error or
+    /// a short transfer, is a hint: let [`Engine::run`] do it again and give the verdict.
+    pub fn completed_by(&self, result: i32) -> bool {
+        match u64::try_from(result) {
+            Ok(moved) if self.moves_data() => moved == self.len,
+            Ok(_) => true,
+            Err(_) => false,
+        }
+    }
+
+    /// Refuses what an engine of this size must not touch. Callers check before, with better
+    /// errors; here a slip would corrupt memory or grow a file.
+    fn check(&self, size: u64, iov: &[iovec]) -> io::Result<()> {
+        let inside = self
+            .offset
+            .checked_add(self.len)
+            .is_some_and(|end| end <= size);
+        if !inside || (self.moves_data() && total(iov) != self.len) {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        Ok(())
+    }
+}
+
+pub trait Engine: Send + Sync {
+    /// Capacity in bytes.
+    fn size(&self) -> u64;
+
+    /// Whether [`IoKind::Discard`] really frees space (probed at open).
+    fn can_discard(&self) -> bool;
+
+    /// Does it now if that needs no waiting. `None`: use [`Engine::sqe`] or [`Engine::run`].
+    fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>>;
+
+    /// A submission that does it, if one can. `iov` and the engine outlive the I/O; see
+    /// [`Io::completed_by`] for its result. `None`: use [`Engine::run`].
+    fn sqe(&self, io: &Io, iov: &[iovec]) -> Option<io_uring::squeue::Entry>;
+
+    /// Does it, however long it takes; `Ok` is always `io.len`. For a pool thread.
+    fn run(&self, io: &Io, iov: &[iovec]) -> io::Result<u64>;
+}
+
+/// An I/O error that struck after some of the bytes had been moved.
+#[derive(Debug, thiserror::Error)]
+#[error("{source} after {done} bytes")]
+pub struct Partial {
+    pub done: u64,
+    pub source: io::Error,
+}
+
+impl Partial {
+    /// The error of a step that began `before` bytes into the whole; itself while that is 0.
+    fn after(before: u64, error: io::Error) -> io::Error {
+        match error.downcast::<Self>() {
+            Ok(Self { done, source }) => io::Error::other(Self {
+                done: before + done,
+                source,
+            }),
+            Err(error) if before == 0 => error,
+            Err(source) => io::Error::other(Self {
+                done: before,
+                source,
+            }),
+        }
+    }
+
+    /// Takes apart what an engine returned: bytes done, if it knows, and the bare error.
+    pub fn split(error: &io::Error) -> (Option<u64>, &io::Error) {
+        let inner = error.get_ref().and_then(|inner| inner.downcast_ref());
+        match inner {
+            Some(Self { done, source }) => (Some(*done), source),
+            None => (None, error),
+        }
+    }
+}

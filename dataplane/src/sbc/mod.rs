@@ -1,1 +1,151 @@
-//! Media commands.
+//! Media commands (SBC-5): all that this crate knows of operation codes lives here.
+//!
+//! [`plan`] checks a command and says what it takes; the caller has an engine do it and asks
+//! [`complete`] for the outcome, or lets a [`Job`] run to its end on a pool thread.
+
+mod cache;
+mod cdb;
+mod outcome;
+mod rw;
+#[cfg(test)]
+mod tests;
+mod unmap;
+mod verify;
+mod write_same;
+
+use std::io;
+
+use libc::iovec;
+
+use crate::engine::{Engine, Io, IoKind};
+use crate::policy::LunPolicy;
+use crate::sense::SenseInfo;
+use cdb::{Cdb, Command};
+
+pub use crate::engine::trim;
+pub use outcome::{status, Outcome};
+
+/// What a command takes.
+#[derive(Debug)]
+pub enum Plan {
+    /// Refused, or nothing to do.
+    Done(Outcome),
+    /// One engine call, on the guest's buffers where it moves data; [`trim`] them to `len`.
+    Io(Io),
+    /// Several steps that block.
+    Job(Job),
+    /// The CDB asks for more data than the buffers hold (virtio response OVERRUN); not executed.
+    Overrun,
+}
+
+/// A command of several steps. Holds at most a few [`crate::engine::CHUNK`]s of memory.
+#[derive(Debug)]
+pub enum Job {
+    Verify(verify::Verify),
+    WriteSame(write_same::WriteSame),
+    Unmap(unmap::Unmap),
+}
+
+/// Why a command ends before it begins.
+enum Refusal {
+    Check(SenseInfo),
+    Overrun,
+}
+
+impl From<SenseInfo> for Refusal {
+    fn from(info: SenseInfo) -> Self {
+        Self::Check(info)
+    }
+}
+
+/// A range of the medium in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Extent {
+    offset: u64,
+    len: u64,
+}
+
+impl Extent {
+    fn io(self, kind: IoKind, durable: bool) -> Io {
+        Io {
+            kind,
+            offset: self.offset,
+            len: self.len,
+            durable,
+        }
+    }
+}
+
+/// What the buffers of a command hold, in bytes.
+struct Buffers<'a> {
+    data_out: &'a [iovec],
+    data_out_len: u64,
+    data_in_len: u64,
+}
+
+/// Checks a command. Lengths are those of the whole buffers, in bytes. A parameter list or pattern
+/// block in data-out is copied here, once.
+pub fn plan(
+    policy: &LunPolicy,
+    cdb: &[u8],
+    data_out: &[iovec],
+    data_out_len: u64,
+    data_in_len: u64,
+) -> Plan {
+    let buffers = Buffers {
+        data_out,
+        data_out_len,
+        data_in_len,
+    };
+    let planned = Cdb::parse(cdb)
+        .map_err(Refusal::Check)
+        .and_then(|cdb| match cdb.command {
+            Command::Read => rw::plan_read(policy, &cdb, &buffers),
+            Command::Write => rw::plan_write(policy, &cdb, &buffers),
+            Command::WriteAndVerify => verify::plan_write_and_verify(policy, &cdb, &buffers),
+            Command::Verify => verify::plan(policy, &cdb, &buffers),
+            Command::SynchronizeCache => cache::plan(policy, &cdb),
+            Command::WriteSame => write_same::plan(policy, &cdb, &buffers),
+            Command::Unmap => unmap::plan(policy, &cdb, &buffers),
+        });
+    match planned {
+        Ok(plan) => plan,
+        Err(Refusal::Check(info)) => Plan::Done(Outcome::check(policy, &info, 0)),
+        Err(Refusal::Overrun) => Plan::Overrun,
+    }
+}
+
+/// The outcome of a [`Plan::Io`] whose engine call ended with `result`.
+pub fn complete(policy: &LunPolicy, cdb: &[u8], io: &Io, result: io::Result<u64>) -> Outcome {
+    match result {
+        Ok(moved) if io.moves_data() && moved < io.len => {
+            outcome::failed(policy, io, &io::ErrorKind::UnexpectedEof.into())
+        }
+        Ok(_) if io.moves_data() => Outcome::good(io.len),
+        Ok(_) => Outcome::good(Cdb::parse(cdb).map_or(0, |cdb| cdb.parameter_len(policy))),
+        Err(error) => outcome::failed(policy, io, &error),
+    }
+}
+
+impl Job {
+    /// Runs to the end, blocking. `data_out` are the buffers that [`plan`] saw; no job produces
+    /// data-in so far.
+    pub fn run(
+        &self,
+        policy: &LunPolicy,
+        engine: &dyn Engine,
+        cdb: &[u8],
+        data_out: &[iovec],
+        _data_in: &[iovec],
+    ) -> Outcome {
+        let result = match self {
+            Self::Verify(verify) => verify.run(policy, engine, data_out),
+            Self::WriteSame(write_same) => write_same.run(policy, engine),
+            Self::Unmap(unmap) => unmap.run(policy, engine),
+        };
+        match result {
+            Ok(()) => Outcome::good(Cdb::parse(cdb).map_or(0, |cdb| cdb.parameter_len(policy))),
+            Err(outcome) => outcome,
+        }
+    }
+}

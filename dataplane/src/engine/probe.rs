@@ -1,0 +1,159 @@
+//! What a file or block device can do, found out without changing a byte of it.
+
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, AsRawFd};
+
+use super::AlignedBuffer;
+
+/// Turns -1 into the error it stands for.
+pub fn check(result: i64) -> io::Result<u64> {
+    u64::try_from(result).map_err(|_| io::Error::last_os_error())
+}
+
+pub fn fallocate(fd: &impl AsFd, mode: i32, offset: u64, len: u64) -> io::Result<()> {
+    if len == 0 {
+        return Ok(());
+    }
+    let too_large = |_| io::Error::from_raw_os_error(libc::EFBIG);
+    let offset = libc::off64_t::try_from(offset).map_err(too_large)?;
+    let len = libc::off64_t::try_from(len).map_err(too_large)?;
+    loop {
+        // SAFETY: no pointers.
+        let result = unsafe { libc::fallocate64(fd.as_fd().as_raw_fd(), mode, offset, len) };
+        match check(result.into()) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            result => return result.map(drop),
+        }
+    }
+}
+
+pub const PUNCH_HOLE: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+pub const ZERO_RANGE: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+pub fn punch_hole(fd: &impl AsFd, offset: u64, len: u64) -> io::Result<()> {
+    fallocate(fd, PUNCH_HOLE, offset, len)
+}
+
+/// Identity and capacity of what a descriptor stands for.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Medium {
+    /// Device number of a block device, else `None`.
+    pub block_device: Option<libc::dev_t>,
+    /// Device and inode of the file, so that two descriptors can be compared.
+    pub inode: (libc::dev_t, libc::ino64_t),
+    pub size: u64,
+}
+
+/// Fails with `InvalidInput` for anything but regular files and block devices.
+pub fn medium(fd: &impl AsFd) -> io::Result<Medium> {
+    // `_IOR(0x12, 114, size_t)`, include/uapi/linux/fs.h.
+    const BLKGETSIZE64: libc::Ioctl = libc::_IOR::<usize>(0x12, 114);
+    let raw = fd.as_fd().as_raw_fd();
+    let mut stat = MaybeUninit::<libc::stat64>::uninit();
+    // SAFETY: `stat` has room for the answer.
+    check(unsafe { libc::fstat64(raw, stat.as_mut_ptr()) }.into())?;
+    // SAFETY: filled in on success.
+    let stat = unsafe { stat.assume_init() };
+    let (block_device, size) = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => (None, stat.st_size as u64),
+        libc::S_IFBLK => {
+            let mut size = 0u64;
+            // SAFETY: the ioctl writes a u64.
+            check(unsafe { libc::ioctl(raw, BLKGETSIZE64, &mut size) }.into())?;
+            (Some(stat.st_rdev), size)
+        }
+        _ => {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                "neither a regular file nor a block device",
+            ))
+        }
+    };
+    Ok(Medium {
+        block_device,
+        inode: (stat.st_dev, stat.st_ino),
+        size,
+    })
+}
+
+/// Whether punching a hole frees space.
+pub fn can_discard(fd: &impl AsFd, medium: &Medium) -> bool {
+    match medium.block_device {
+        // A block device turns PUNCH_HOLE into write-zeroes-with-unmap, or refuses it.
+        Some(device) => ["discard_max_bytes", "write_zeroes_max_bytes"]
+            .iter()
+            .all(|limit| queue_limit(device, limit).is_some_and(|bytes| bytes > 0)),
+        // Beyond the end of a file there is no data to lose.
+        None => punch_hole(fd, medium.size, super::aligned::ALIGNMENT as u64).is_ok(),
+    }
+}
+
+/// A number from the device's sysfs `queue` directory; a partition has its disk's.
+fn queue_limit(device: libc::dev_t, name: &str) -> Option<u64> {
+    let device = format!(
+        "/sys/dev/block/{}:{}",
+        libc::major(device),
+        libc::minor(device)
+    );
+    ["queue", "../queue"]
+        .iter()
+        .find_map(|queue| fs::read_to_string(format!("{device}/{queue}/{name}")).ok())
+        .and_then(|text| text.trim().parse().ok())
+}
+
+/// Alignment that direct I/O needs, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Alignment {
+    pub memory: usize,
+    /// Of file offsets and of segment lengths.
+    pub offset: usize,
+}
+
+/// Of a descriptor open with O_DIRECT; `None` if this file does no direct I/O.
+pub fn direct_alignment(fd: &impl AsFd) -> io::Result<Option<Alignment>> {
+    let mut statx = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is a C string and `statx` has room for the answer.
+    check(i64::from(unsafe {
+        libc::statx(
+            fd.as_fd().as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            statx.as_mut_ptr(),
+        )
+    }))?;
+    // SAFETY: plain integers, zeroed before.
+    let statx = unsafe { statx.assume_init() };
+    if statx.stx_mask & libc::STATX_DIOALIGN == 0 {
+        return Ok(try_direct(fd));
+    }
+    let offset = statx.stx_dio_offset_align as usize;
+    let memory = (statx.stx_dio_mem_align as usize).max(1);
+    Ok((offset != 0).then_some(Alignment { memory, offset }))
+}
+
+/// The smallest alignment at which a direct read works, for kernels and file systems that cannot
+/// say (Linux before 6.1).
+fn try_direct(fd: &impl AsFd) -> Option<Alignment> {
+    let mut buffer = AlignedBuffer::zeroed(2 * super::aligned::ALIGNMENT).ok()?;
+    [512, super::aligned::ALIGNMENT]
+        .into_iter()
+        .find_map(|grain| {
+            let piece = buffer[grain..][..grain].as_mut_ptr();
+            // SAFETY: `piece` has `grain` bytes to write to.
+            let result = unsafe {
+                libc::pread64(
+                    fd.as_fd().as_raw_fd(),
+                    piece.cast(),
+                    grain,
+                    grain as libc::off64_t,
+                )
+            };
+            (result >= 0).then_some(Alignment {
+                memory: grain,
+                offset: grain,
+            })
+        })
+}

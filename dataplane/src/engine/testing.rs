@@ -1,0 +1,125 @@
+//! What engine and command tests share.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use io_uring::IoUring;
+use libc::iovec;
+
+use super::file::FileEngine;
+use super::{AlignedBuffer, Cursor, Engine, Io};
+
+/// Numbers that are the same in every run (splitmix64).
+pub struct Random(pub u64);
+
+impl Random {
+    pub fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn bytes(&mut self, len: usize) -> Vec<u8> {
+        (0..len).map(|_| self.next() as u8).collect()
+    }
+}
+
+/// A guest's buffer: page-aligned memory, cut into pieces.
+pub struct Guest {
+    memory: AlignedBuffer,
+    pub iov: Vec<iovec>,
+}
+
+impl Guest {
+    /// `cuts`: where pieces end, ascending.
+    pub fn new(content: &[u8], cuts: &[usize]) -> Self {
+        let mut memory = AlignedBuffer::zeroed(content.len().max(1)).unwrap();
+        memory[..content.len()].copy_from_slice(content);
+        let mut iov = Vec::new();
+        let mut start = 0;
+        for &cut in cuts.iter().chain([&content.len()]) {
+            iov.push(iovec {
+                iov_base: memory[start..cut].as_mut_ptr().cast(),
+                iov_len: cut - start,
+            });
+            start = cut;
+        }
+        Self { memory, iov }
+    }
+
+    pub fn zeroed(len: usize) -> Self {
+        Self::new(&vec![0; len], &[])
+    }
+
+    pub fn content(&self, len: usize) -> Vec<u8> {
+        let mut copy = vec![0; len.min(self.memory.len())];
+        let got = Cursor::new(&self.iov).read(&mut copy);
+        copy.truncate(got);
+        copy
+    }
+}
+
+pub fn open(path: &Path, flags: i32) -> io::Result<OwnedFd> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .custom_flags(flags)
+        .open(path)
+        .map(OwnedFd::from)
+}
+
+/// A file engine on a new sparse file in `dir`; direct if asked for.
+pub fn file_engine(dir: &Path, size: u64, direct: bool) -> FileEngine {
+    let path = dir.join("disk");
+    File::create(&path).unwrap().set_len(size).unwrap();
+    let direct_fd = direct.then(|| open(&path, libc::O_DIRECT).unwrap());
+    FileEngine::new(open(&path, 0).unwrap(), direct_fd, size, true, false).unwrap()
+}
+
+/// `None`, with a word about it, where the host refuses io_uring.
+pub fn uring() -> Option<IoUring> {
+    match IoUring::new(8) {
+        Ok(ring) => Some(ring),
+        Err(error) => {
+            eprintln!("SKIPPED: io_uring_setup: {error}");
+            None
+        }
+    }
+}
+
+/// Submits the engine's entry and waits for its result; `None` if the engine offers no entry.
+pub fn submit(ring: &mut IoUring, engine: &dyn Engine, io: &Io, iov: &[iovec]) -> Option<i32> {
+    let entry = engine.sqe(io, iov)?;
+    // SAFETY: `iov` and the engine are borrowed until the completion is here.
+    unsafe { ring.submission().push(&entry.user_data(7)).unwrap() };
+    ring.submit_and_wait(1).unwrap();
+    let completion = ring.completion().next().unwrap();
+    assert_eq!(completion.user_data(), 7);
+    Some(completion.result())
+}
+
+/// The way of a worker: now, else by io_uring, else (or if that did not do it) by `run`.
+pub fn drive(
+    ring: Option<&mut IoUring>,
+    engine: &dyn Engine,
+    io: &Io,
+    iov: &[iovec],
+) -> io::Result<u64> {
+    if let Some(result) = engine.try_now(io, iov) {
+        return result;
+    }
+    let result = ring.and_then(|ring| submit(ring, engine, io, iov));
+    if result.is_some_and(|result| io.completed_by(result)) {
+        return Ok(io.len);
+    }
+    engine.run(io, iov)
+}

@@ -1,0 +1,214 @@
+//! Command descriptor blocks: which bytes mean what (SBC-5 clause 5).
+
+use crate::policy::LunPolicy;
+use crate::sense::{key, SenseInfo};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Command {
+    Read,
+    Write,
+    WriteAndVerify,
+    Verify,
+    SynchronizeCache,
+    WriteSame,
+    Unmap,
+}
+
+/// Where a CDB of one length keeps its two numbers: first byte and bytes of each.
+#[derive(Clone, Copy, Debug)]
+struct Format {
+    len: usize,
+    lba: (u8, u8),
+    /// TRANSFER LENGTH, VERIFICATION LENGTH, NUMBER OF LOGICAL BLOCKS, PARAMETER LIST LENGTH.
+    count: (u8, u8),
+}
+
+const SIX: Format = Format {
+    len: 6,
+    lba: (1, 3),
+    count: (4, 1),
+};
+const TEN: Format = Format {
+    len: 10,
+    lba: (2, 4),
+    count: (7, 2),
+};
+const TWELVE: Format = Format {
+    len: 12,
+    lba: (2, 4),
+    count: (6, 4),
+};
+const SIXTEEN: Format = Format {
+    len: 16,
+    lba: (2, 8),
+    count: (10, 4),
+};
+
+/// Names as in Linux's scsi_proto.h.
+pub mod opcode {
+    pub const READ_6: u8 = 0x08;
+    pub const WRITE_6: u8 = 0x0a;
+    pub const READ_10: u8 = 0x28;
+    pub const WRITE_10: u8 = 0x2a;
+    pub const WRITE_VERIFY: u8 = 0x2e;
+    pub const VERIFY: u8 = 0x2f;
+    pub const SYNCHRONIZE_CACHE: u8 = 0x35;
+    pub const WRITE_SAME: u8 = 0x41;
+    pub const UNMAP: u8 = 0x42;
+    pub const READ_16: u8 = 0x88;
+    pub const WRITE_16: u8 = 0x8a;
+    pub const WRITE_VERIFY_16: u8 = 0x8e;
+    pub const VERIFY_16: u8 = 0x8f;
+    pub const SYNCHRONIZE_CACHE_16: u8 = 0x91;
+    pub const WRITE_SAME_16: u8 = 0x93;
+    pub const READ_12: u8 = 0xa8;
+    pub const WRITE_12: u8 = 0xaa;
+    pub const WRITE_VERIFY_12: u8 = 0xae;
+    pub const VERIFY_12: u8 = 0xaf;
+}
+
+/// One line an operation code.
+const fn table(opcode: u8) -> Option<(Command, Format)> {
+    use opcode::*;
+    Some(match opcode {
+        READ_6 => (Command::Read, SIX),
+        READ_10 => (Command::Read, TEN),
+        READ_12 => (Command::Read, TWELVE),
+        READ_16 => (Command::Read, SIXTEEN),
+        WRITE_6 => (Command::Write, SIX),
+        WRITE_10 => (Command::Write, TEN),
+        WRITE_12 => (Command::Write, TWELVE),
+        WRITE_16 => (Command::Write, SIXTEEN),
+        WRITE_VERIFY => (Command::WriteAndVerify, TEN),
+        WRITE_VERIFY_12 => (Command::WriteAndVerify, TWELVE),
+        WRITE_VERIFY_16 => (Command::WriteAndVerify, SIXTEEN),
+        VERIFY => (Command::Verify, TEN),
+        VERIFY_12 => (Command::Verify, TWELVE),
+        VERIFY_16 => (Command::Verify, SIXTEEN),
+        SYNCHRONIZE_CACHE => (Command::SynchronizeCache, TEN),
+        SYNCHRONIZE_CACHE_16 => (Command::SynchronizeCache, SIXTEEN),
+        WRITE_SAME => (Command::WriteSame, TEN),
+        WRITE_SAME_16 => (Command::WriteSame, SIXTEEN),
+        UNMAP => (Command::Unmap, TEN),
+        _ => return None,
+    })
+}
+
+pub const INVALID_OPCODE: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x2000);
+pub const INVALID_FIELD_IN_CDB: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x2400);
+pub const LBA_OUT_OF_RANGE: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x2100);
+
+/// Flags in byte 1; several commands give one bit different meanings.
+pub mod flag {
+    pub const DPO_FUA_FUA: u8 = 1 << 3;
+    pub const WRITE_SAME_ANCHOR: u8 = 1 << 4;
+    pub const WRITE_SAME_UNMAP: u8 = 1 << 3;
+    pub const WRITE_SAME_PBDATA: u8 = 1 << 2;
+    pub const WRITE_SAME_LBDATA: u8 = 1 << 1;
+    pub const WRITE_SAME_NDOB: u8 = 1 << 0;
+    pub const UNMAP_ANCHOR: u8 = 1 << 0;
+}
+
+/// A parsed CDB.
+#[derive(Clone, Copy, Debug)]
+pub struct Cdb {
+    pub command: Command,
+    pub lba: u64,
+    /// The number in the length field; what 0 means is the command's business, except that
+    /// READ (6) and WRITE (6) have 256 here.
+    pub count: u64,
+    opcode: u8,
+    /// Byte 1, which holds the flags of all but 6-byte CDBs.
+    flags: u8,
+    format: Format,
+}
+
+impl Cdb {
+    pub fn parse(cdb: &[u8]) -> Result<Self, SenseInfo> {
+        let opcode = *cdb.first().ok_or(INVALID_OPCODE)?;
+        let (command, format) = table(opcode).ok_or(INVALID_OPCODE.cdb_field(0, None))?;
+        // The driver may have made the CDB field of its requests shorter than this command.
+        let cdb = cdb.get(..format.len).ok_or(INVALID_FIELD_IN_CDB)?;
+        let number = |(at, bytes): (u8, u8)| {
+            cdb[usize::from(at)..][..usize::from(bytes)]
+                .iter()
+                .fold(0, |number: u64, &byte| number << 8 | u64::from(byte))
+        };
+        let (mut lba, mut count, mut flags) = (number(format.lba), number(format.count), cdb[1]);
+        if format.len == SIX.len {
+            lba &= 0x1f_ffff;
+            flags = 0;
+            if count == 0 {
+                count = 256;
+            }
+        }
+        Ok(Self {
+            command,
+            lba,
+            count,
+            opcode,
+            flags,
+            format,
+        })
+    }
+
+    pub fn flag(&self, mask: u8) -> bool {
+        self.flags & mask != 0
+    }
+
+    /// FUA of READ and WRITE.
+    pub fn fua(&self) -> bool {
+        self.flag(flag::DPO_FUA_FUA)
+    }
+
+    /// BYTCHK of VERIFY and WRITE AND VERIFY.
+    pub fn bytchk(&self) -> u8 {
+        self.flags >> 1 & 3
+    }
+
+    /// NDOB exists in WRITE SAME (16) only.
+    pub fn no_data_out(&self) -> bool {
+        self.opcode == opcode::WRITE_SAME_16 && self.flag(flag::WRITE_SAME_NDOB)
+    }
+
+    /// Data-out of commands that do not write it to the medium block for block, and of VERIFY.
+    pub fn parameter_len(&self, policy: &LunPolicy) -> u64 {
+        let block = u64::from(policy.block_size);
+        match self.command {
+            Command::Read | Command::Write | Command::SynchronizeCache => 0,
+            Command::WriteAndVerify => self.count * block,
+            Command::Verify => match self.bytchk() {
+                0 => 0,
+                1 => self.count * block,
+                _ => block,
+            },
+            Command::WriteSame if self.no_data_out() => 0,
+            Command::WriteSame => block,
+            Command::Unmap => self.count,
+        }
+    }
+
+    /// INVALID FIELD IN CDB for a flag or a field of flags; `bit` is its highest.
+    pub fn invalid_flag(&self, bit: u8) -> SenseInfo {
+        INVALID_FIELD_IN_CDB.cdb_field(1, Some(bit))
+    }
+
+    /// INVALID FIELD IN CDB for the length field.
+    pub fn invalid_count(&self) -> SenseInfo {
+        INVALID_FIELD_IN_CDB.cdb_field(self.format.count.0.into(), None)
+    }
+
+    pub fn lba_out_of_range(&self) -> SenseInfo {
+        // The LBA of a 6-byte CDB shares its first byte.
+        let bit = (self.format.len == SIX.len).then_some(4);
+        LBA_OUT_OF_RANGE.cdb_field(self.format.lba.0.into(), bit)
+    }
+
+    /// RDPROTECT, WRPROTECT and VRPROTECT must be 0: the medium has no protection information.
+    pub fn check_protect(&self) -> Result<(), SenseInfo> {
+        match self.flags >> 5 {
+            0 => Ok(()),
+            _ => Err(self.invalid_flag(7)),
+        }
+    }
+}

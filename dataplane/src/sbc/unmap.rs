@@ -1,0 +1,104 @@
+//! UNMAP.
+
+use super::cdb::{flag, Cdb, INVALID_OPCODE, LBA_OUT_OF_RANGE};
+use super::{outcome, rw, Buffers, Extent, Job, Outcome, Plan, Refusal};
+use crate::engine::{Cursor, Engine, IoKind};
+use crate::policy::LunPolicy;
+use crate::sense::{key, SenseInfo};
+
+const PARAMETER_LIST_LENGTH_ERROR: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x1a00);
+const INVALID_FIELD_IN_PARAMETER_LIST: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x2600);
+
+const HEADER_LEN: usize = 8;
+const DESCRIPTOR_LEN: usize = 16;
+
+/// Several ranges to free, all of them checked.
+#[derive(Debug)]
+pub struct Unmap {
+    extents: Vec<Extent>,
+    durable: bool,
+}
+
+pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Refusal> {
+    if !policy.unmap {
+        return Err(INVALID_OPCODE.cdb_field(0, None).into());
+    }
+    if cdb.flag(flag::UNMAP_ANCHOR) {
+        return Err(cdb.invalid_flag(0).into());
+    }
+    rw::check_writable(policy)?;
+    if cdb.count == 0 {
+        return Ok(Plan::Done(Outcome::good(0)));
+    }
+    if cdb.count < HEADER_LEN as u64 {
+        let info = PARAMETER_LIST_LENGTH_ERROR.cdb_field(7, None);
+        return Err(info.into());
+    }
+    if cdb.count > buffers.data_out_len {
+        return Err(Refusal::Overrun);
+    }
+    let mut list = vec![0; cdb.count as usize];
+    Cursor::new(buffers.data_out).read(&mut list);
+    let extents = parse(policy, &list)?;
+
+    let durable = rw::durable(policy, false);
+    Ok(match extents[..] {
+        [] => Plan::Done(Outcome::good(cdb.count)),
+        [extent] => Plan::Io(extent.io(IoKind::Discard, durable)),
+        _ => Plan::Job(Job::Unmap(Unmap { extents, durable })),
+    })
+}
+
+/// The ranges of a parameter list, without empty ones. The shortest of its three lengths counts,
+/// and a descriptor that is not whole is no descriptor (SBC-5 UNMAP parameter list).
+fn parse(policy: &LunPolicy, list: &[u8]) -> Result<Vec<Extent>, SenseInfo> {
+    let (header, descriptors) = list.split_at(HEADER_LEN);
+    let number = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
+    let (data_len, descriptors_len) = (number(0), number(2));
+    let whole = descriptors_len
+        .min((data_len + 2).saturating_sub(HEADER_LEN))
+        .min(descriptors.len())
+        / DESCRIPTOR_LEN;
+
+    let max_descriptors = policy.max_unmap_descriptors as usize;
+    if max_descriptors != 0 && whole > max_descriptors {
+        return Err(INVALID_FIELD_IN_PARAMETER_LIST.parameter_field(2));
+    }
+    let mut extents = Vec::with_capacity(whole);
+    let mut blocks = 0;
+    let descriptors = descriptors.chunks_exact(DESCRIPTOR_LEN).take(whole);
+    for (index, descriptor) in descriptors.enumerate() {
+        let at = (HEADER_LEN + index * DESCRIPTOR_LEN) as u16;
+        let number = |range: std::ops::Range<usize>| {
+            descriptor[range]
+                .iter()
+                .fold(0, |number: u64, &byte| number << 8 | u64::from(byte))
+        };
+        let (lba, count) = (number(0..8), number(8..12));
+        let out_of_range = || LBA_OUT_OF_RANGE.parameter_field(at);
+        let end = lba.checked_add(count).ok_or_else(out_of_range)?;
+        if end > policy.blocks {
+            return Err(out_of_range());
+        }
+        blocks += count;
+        if policy.max_unmap_blocks != 0 && blocks > u64::from(policy.max_unmap_blocks) {
+            return Err(INVALID_FIELD_IN_PARAMETER_LIST.parameter_field(at + 8));
+        }
+        if count > 0 {
+            extents.push(rw::byte_extent(policy, lba, count).ok_or_else(out_of_range)?);
+        }
+    }
+    Ok(extents)
+}
+
+impl Unmap {
+    pub fn run(&self, policy: &LunPolicy, engine: &dyn Engine) -> Result<(), Outcome> {
+        for extent in &self.extents {
+            outcome::step(policy, engine, extent.io(IoKind::Discard, false), &[])?;
+        }
+        if self.durable {
+            outcome::step(policy, engine, self.extents[0].io(IoKind::Flush, true), &[])?;
+        }
+        Ok(())
+    }
+}
