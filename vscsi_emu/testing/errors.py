@@ -19,6 +19,6 @@ class ServerError(Exception):
     """``vscsi-emu serve`` did not start, or died; the message carries its standard error."""
 
 
-def tail(text: str, lines: int = 25) -> str:
+def tail(text: str, lines: int = 40) -> str:
     """The last `lines` lines of `text`, indented for an error message."""
     return "\n".join(f"    {line}" for line in text.rstrip().splitlines()[-lines:])

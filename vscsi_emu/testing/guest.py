@@ -91,7 +91,7 @@ class GuestRun:
 
     @property
     def directory(self) -> Path:
-        """Its files, until the context is left; the guest's command lines name it."""
+        """Its files, until the context is left, and the working directory of its processes."""
         return self._directory
 
     @property
@@ -178,6 +178,10 @@ class LinuxGuest(ABC):
     name: str
     """What messages call it."""
 
+    @abstractmethod
+    def require(self) -> None:
+        """`GuestUnavailable`, saying what to install, where this machine cannot run it."""
+
     def run(self, script: str, timeout: float = 120.0) -> GuestResult:
         """Boots, runs `script`, powers off. `timeout` in seconds bounds all of it."""
         with self.start(script, timeout) as running:
@@ -185,6 +189,7 @@ class LinuxGuest(ABC):
 
     def start(self, script: str, timeout: float = 120.0) -> GuestRun:
         """As `run`, without waiting; leave the returned object's context to clean up."""
+        self.require()
         directory = Path(tempfile.mkdtemp(prefix=f"vscsi-emu-{self.name}-"))
         try:
             with (directory / "output").open("wb") as output:
@@ -198,4 +203,4 @@ class LinuxGuest(ABC):
     def _prepare(self, directory: Path, script: str, output: int) -> Launch:
         """Writes into `directory` what the guest needs. The guest leaves there ``output``, as it
         comes, and ``status``, the exit code in decimal. `output` is an open descriptor of the
-        former, which the guest's process inherits. `GuestUnavailable` if it cannot run."""
+        former, which the guest's process inherits. `require` was called before."""

@@ -78,9 +78,15 @@ class QemuGuest(LinuxGuest):
         self._arguments = list(arguments)
         self._memory_mib = memory_mib
 
-    def _prepare(self, directory: Path, script: str, output: int) -> Launch:
+    def require(self) -> None:
         if platform.machine() != "x86_64":
             raise GuestUnavailable(f"the QEMU guest is an x86-64 PC, this is {platform.machine()}")
+        for name in PROGRAMS:
+            _program(name)
+        cloud_kernel()
+        _emulator()
+
+    def _prepare(self, directory: Path, script: str, output: int) -> Launch:
         kernel = cloud_kernel()
         (directory / "script").write_text(script)
         emulator, environment, firmware = _emulator()

@@ -35,7 +35,8 @@ echo $? >/srv/status
 
 
 class UmlGuest(LinuxGuest):
-    """Debian's ``user-mode-linux`` with the host's root file system, read-only.
+    """Debian's ``user-mode-linux`` with the host's root file system, read-only: that keeps
+    accidents from the host, not a script that means harm and remounts it.
 
     `sockets` are the vhost-user sockets of the HBAs it finds, in this order.
     """
@@ -45,6 +46,11 @@ class UmlGuest(LinuxGuest):
     def __init__(self, sockets: Sequence[Path] = (), *, memory_mib: int = 384) -> None:
         self._sockets = [Path(socket).absolute() for socket in sockets]
         self._memory_mib = memory_mib
+
+    def require(self) -> None:
+        _kernel()
+        _busybox()
+        module_directory(MODULE_TREE)
 
     def _prepare(self, directory: Path, script: str, output: int) -> Launch:
         kernel, busybox = _kernel(), _busybox()
