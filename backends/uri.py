@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Final
 
+from vscsi_emu.scsi.identity import MAX_SERIAL, PRODUCT_SIZE, VENDOR_SIZE
+
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
 
@@ -103,8 +105,11 @@ def _rotation_rate(text: str) -> int:
 
 def _naa(text: str) -> str:
     digits = text.lower().removeprefix("0x").removeprefix("naa.")
-    if not re.fullmatch(r"[235][0-9a-f]{15}", digits):
-        raise SpecError(f"{text!r} is not an NAA name: 16 hex digits, the first one 2, 3 or 5")
+    if not re.fullmatch(r"[235][0-9a-f]{15}|6[0-9a-f]{31}", digits):
+        raise SpecError(
+            f"{text!r} is not an NAA name: 16 hex digits that start with 2, 3 or 5, "
+            "or 32 that start with 6"
+        )
     return digits
 
 
@@ -131,10 +136,10 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
     {
         "ro": _Key("read_only", parse_switch, bare="on"),
         "block-size": _Key("block_size", _block_size),
-        "serial": _Key("serial", _ascii(36)),
+        "serial": _Key("serial", _ascii(MAX_SERIAL)),
         "wwn": _Key("naa", _naa),
-        "vendor": _Key("vendor", _ascii(8)),
-        "product": _Key("product", _ascii(16)),
+        "vendor": _Key("vendor", _ascii(VENDOR_SIZE)),
+        "product": _Key("product", _ascii(PRODUCT_SIZE)),
         "rotation-rate": _Key("rotation_rate", _rotation_rate),
         "discard": _Key("discard", parse_switch),
         "cache": _Key("write_cache", _cache),

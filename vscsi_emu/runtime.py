@@ -44,6 +44,7 @@ class Runtime:
         self._loop = asyncio.get_running_loop()
         self._tokens = itertools.count(1)
         self._calls: dict[int, asyncio.Future[int]] = {}
+        self._reserved = 0
         self._inband: dict[int, Callable[[int], None]] = {}
         self._owners: dict[Port, PortOwner] = {}
         self._queues: dict[Queue, PortOwner] = {}
@@ -60,6 +61,12 @@ class Runtime:
         """Ends the workers, after their last I/O."""
         await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers))
         self._loop.remove_reader(self.inbox.fileno())
+
+    def reserve(self, queues: int) -> int:
+        """Index of the worker for the first of an HBA's `queues`; the others follow it in turn,
+        so that several HBAs spread over all workers."""
+        first, self._reserved = self._reserved, self._reserved + queues
+        return first
 
     # ── Who owns what ──────────────────────────────────────────────────────────────────────────
 

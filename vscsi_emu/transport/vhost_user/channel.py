@@ -62,7 +62,7 @@ class Channel:
         self, add: Callable[..., None], remove: Callable[[socket.socket], bool]
     ) -> None:
         ready: asyncio.Future[None] = self._loop.create_future()
-        add(self._socket, lambda: ready.done() or ready.set_result(None))
+        add(self._socket, _settle, ready)
         try:
             await ready
         finally:
@@ -71,3 +71,8 @@ class Channel:
     def close(self) -> None:
         self._assembler.close()
         self._socket.close()
+
+
+def _settle(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

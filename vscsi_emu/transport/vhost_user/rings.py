@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 MAX_SIZE: Final = 1024
 """Largest split ring served, in entries."""
-POLL_SECONDS: Final = 0.001
-"""How often a ring without a kick descriptor is looked at."""
 
 
 class Vring:
@@ -35,19 +33,24 @@ class Vring:
         self.base = 0
         self.addresses: VringAddr | None = None
         self.enabled = False
-        self.notifier: Notifier | None = None
-        """None: nothing was set, so in-band if that was negotiated."""
+        self.call_set = False
+        """SET_VRING_CALL was received; without it calls go in-band, if that was negotiated."""
+        self.call_fd = -1
         self.error_fd = -1
         self.queue: Queue | None = None
-        self.poller: asyncio.TimerHandle | None = None
 
     @property
     def started(self) -> bool:
         return self.queue is not None
 
+    def set_call_fd(self, fd: int) -> None:
+        """Takes over `fd`; -1: the front end polls."""
+        _close(self.call_fd)
+        self.call_fd, self.call_set = fd, True
+
     def set_error_fd(self, fd: int) -> None:
-        if self.error_fd >= 0:
-            os.close(self.error_fd)
+        """Takes over `fd`; -1: none."""
+        _close(self.error_fd)
         self.error_fd = fd
 
 
@@ -61,8 +64,8 @@ class Rings:
         self._rings = [Vring(index) for index in range(hba.queue_count)]
         self.guest_addresses = False
         """GPA_ADDRESSES was negotiated: ring addresses are guest-physical."""
-        self.inband: Notifier | None = None
-        """How a ring without a call descriptor notifies, once that was negotiated."""
+        self.inband_token: int | None = None
+        """Of the back-end channel, once in-band notifications were negotiated and it is there."""
 
     def __iter__(self) -> Iterator[Vring]:
         return iter(self._rings)
@@ -111,12 +114,11 @@ class Rings:
             self.enable(ring.index, True)
 
     def set_call(self, index: int, fd: int) -> None:
-        """`fd` -1: the front end polls."""
+        """Takes over `fd`; -1: the front end polls."""
         ring = self[index]
-        make = _dataplane.Notifier
-        ring.notifier = make.fd(fd) if fd >= 0 else make.none()
+        ring.set_call_fd(fd)
         if ring.queue:
-            ring.queue.set_notifier(ring.notifier)
+            ring.queue.set_notifier(self._notifier(ring))
 
     # ── Life cycle ─────────────────────────────────────────────────────────────────────────────
 
@@ -124,17 +126,14 @@ class Rings:
         """Starts a stopped ring; a running one gets the new descriptor. -1: none, so poll unless
         kicks come in-band."""
         ring = self[index]
+        poll = fd < 0 and self.inband_token is None
         try:
             if ring.queue:
-                ring.queue.set_kick_fd(fd)
+                ring.queue.set_kick_fd(fd, poll=poll)
             else:
-                self._start(ring, fd)
+                self._start(ring, fd, poll=poll)
         except ValueError as error:
-            raise RefusedError(f"ring {index}: kick descriptor: {error}") from None
-        if fd < 0 and self.inband is None:
-            self._poll(ring)
-        else:
-            self._stop_polling(ring)
+            raise RefusedError(f"ring {index}: {error}") from None
 
     def kick(self, index: int) -> None:
         """An in-band kick, which starts a stopped ring."""
@@ -176,9 +175,10 @@ class Rings:
 
     def close(self) -> None:
         for ring in self._rings:
-            ring.set_error_fd(-1)
+            _close(ring.call_fd)
+            _close(ring.error_fd)
 
-    def _start(self, ring: Vring, kick_fd: int) -> None:
+    def _start(self, ring: Vring, kick_fd: int, *, poll: bool = False) -> None:
         if not ring.size or ring.addresses is None:
             missing = "size" if not ring.size else "addresses"
             raise WireError(f"ring {ring.index} is started before its {missing} are set")
@@ -193,11 +193,19 @@ class Rings:
                 device=self._to_guest(address.used, 4 + 8 * size),
                 next_avail=ring.base,
                 enabled=ring.enabled,
-                notifier=ring.notifier or self.inband or _dataplane.Notifier.none(),
+                notifier=self._notifier(ring),
                 kick_fd=kick_fd,
+                poll=poll,
             )
         except _dataplane.DataplaneError as error:
             raise RefusedError(f"ring {ring.index} cannot start: {error}") from None
+
+    def _notifier(self, ring: Vring) -> Notifier:
+        if ring.call_fd >= 0:
+            return _dataplane.Notifier.fd(ring.call_fd)
+        if not ring.call_set and self.inband_token is not None:
+            return _dataplane.Notifier.inband(self.inband_token)
+        return _dataplane.Notifier.none()
 
     def _to_guest(self, address: int, length: int) -> int:
         if self.guest_addresses:
@@ -206,25 +214,15 @@ class Rings:
 
     async def _pause(self, ring: Vring, *, abort: Response | None = None) -> None:
         if queue := ring.queue:
-            self._stop_polling(ring)
             ring.base = await self._hba.stop_queue(queue, abort=abort)
             ring.queue = None
 
     async def _drop(self, ring: Vring) -> None:
         if queue := ring.queue:
-            self._stop_polling(ring)
             ring.queue = None
             await self._hba.discard_queue(queue)
 
-    def _poll(self, ring: Vring) -> None:
-        self._stop_polling(ring)
-        if ring.queue:
-            ring.queue.kick()
-            loop = asyncio.get_running_loop()
-            ring.poller = loop.call_later(POLL_SECONDS, self._poll, ring)
 
-    @staticmethod
-    def _stop_polling(ring: Vring) -> None:
-        if ring.poller:
-            ring.poller.cancel()
-            ring.poller = None
+def _close(fd: int) -> None:
+    if fd >= 0:
+        os.close(fd)

@@ -55,7 +55,6 @@ class Session:
         self._rings = Rings(hba, self._memory, name)
         self._protocol = ProtocolFeature(0)
         self._backchannel: Backchannel | None = None
-        self._inband_token: int | None = None
         self._config_changed = False
         self._status = Status(0)
 
@@ -90,8 +89,8 @@ class Session:
         # A driver that is still there sees its commands complete; a dead one's rings are left be.
         await (self._rings.discard_all() if gone else self._rings.stop_all())
         self._rings.close()
-        if self._inband_token is not None:
-            self._hba.runtime.remove_inband(self._inband_token)
+        if self._rings.inband_token is not None:
+            self._hba.runtime.remove_inband(self._rings.inband_token)
         if self._backchannel:
             await self._backchannel.close()
         self._channel.close()
@@ -249,7 +248,12 @@ class Session:
         self._tell_config_change()
 
     async def _set_vring_call(self, payload: vu.VringFd, packet: vu.Packet) -> None:
-        self._rings.set_call(payload.index, packet.fds[0] if packet.fds else -1)
+        ring = self._rings[payload.index]
+        fds = packet.take_fds()
+        try:
+            self._rings.set_call(ring.index, fds[0] if fds else -1)
+        except ValueError as error:
+            raise RefusedError(f"ring {ring.index}: {error}") from None
 
     async def _set_vring_err(self, payload: vu.VringFd, packet: vu.Packet) -> None:
         ring = self._rings[payload.index]
@@ -273,16 +277,18 @@ class Session:
         packet.take_fds()
         if self._backchannel:
             await self._backchannel.close()
-        self._backchannel = backchannel = Backchannel(
+        self._backchannel = Backchannel(
             connection,
             acknowledged=ProtocolFeature.REPLY_ACK in self._protocol,
             name=self._name,
         )
-        if ProtocolFeature.INBAND_NOTIFICATIONS in self._protocol:
-            if self._inband_token is not None:
-                self._hba.runtime.remove_inband(self._inband_token)
-            self._inband_token = self._hba.runtime.add_inband(backchannel.vring_call)
-            self._rings.inband = _dataplane.Notifier.inband(self._inband_token)
+        inband = ProtocolFeature.INBAND_NOTIFICATIONS in self._protocol
+        if inband and self._rings.inband_token is None:
+            self._rings.inband_token = self._hba.runtime.add_inband(self._vring_call)
+
+    def _vring_call(self, index: int) -> None:
+        if self._backchannel:
+            self._backchannel.vring_call(index)
 
     # The device
 
@@ -337,38 +343,35 @@ class Session:
 
 _Handler = Callable[[Session, Any, vu.Packet], Awaitable[vu.Payload | None]]
 
-_HANDLERS: Final[Mapping[int, _Handler]] = MappingProxyType(
-    {
-        message.number: handler
-        for message, handler in {
-            vu.GET_FEATURES: Session._get_features,
-            vu.SET_FEATURES: Session._set_features,
-            vu.SET_OWNER: Session._set_owner,
-            vu.RESET_OWNER: Session._reset_owner,
-            vu.SET_MEM_TABLE: Session._set_mem_table,
-            vu.SET_VRING_NUM: Session._set_vring_num,
-            vu.SET_VRING_ADDR: Session._set_vring_addr,
-            vu.SET_VRING_BASE: Session._set_vring_base,
-            vu.GET_VRING_BASE: Session._get_vring_base,
-            vu.SET_VRING_KICK: Session._set_vring_kick,
-            vu.SET_VRING_CALL: Session._set_vring_call,
-            vu.SET_VRING_ERR: Session._set_vring_err,
-            vu.GET_PROTOCOL_FEATURES: Session._get_protocol_features,
-            vu.SET_PROTOCOL_FEATURES: Session._set_protocol_features,
-            vu.GET_QUEUE_NUM: Session._get_queue_num,
-            vu.SET_VRING_ENABLE: Session._set_vring_enable,
-            vu.SET_BACKEND_REQ_FD: Session._set_backend_req_fd,
-            vu.GET_CONFIG: Session._get_config,
-            vu.SET_CONFIG: Session._set_config,
-            vu.RESET_DEVICE: Session._reset_device,
-            vu.VRING_KICK: Session._vring_kick,
-            vu.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
-            vu.ADD_MEM_REG: Session._add_mem_reg,
-            vu.REM_MEM_REG: Session._rem_mem_reg,
-            vu.SET_STATUS: Session._set_status,
-            vu.GET_STATUS: Session._get_status,
-        }.items()
-    }
-)
+_SERVED: Final[Mapping[vu.MessageType, _Handler]] = {
+    vu.GET_FEATURES: Session._get_features,
+    vu.SET_FEATURES: Session._set_features,
+    vu.SET_OWNER: Session._set_owner,
+    vu.RESET_OWNER: Session._reset_owner,
+    vu.SET_MEM_TABLE: Session._set_mem_table,
+    vu.SET_VRING_NUM: Session._set_vring_num,
+    vu.SET_VRING_ADDR: Session._set_vring_addr,
+    vu.SET_VRING_BASE: Session._set_vring_base,
+    vu.GET_VRING_BASE: Session._get_vring_base,
+    vu.SET_VRING_KICK: Session._set_vring_kick,
+    vu.SET_VRING_CALL: Session._set_vring_call,
+    vu.SET_VRING_ERR: Session._set_vring_err,
+    vu.GET_PROTOCOL_FEATURES: Session._get_protocol_features,
+    vu.SET_PROTOCOL_FEATURES: Session._set_protocol_features,
+    vu.GET_QUEUE_NUM: Session._get_queue_num,
+    vu.SET_VRING_ENABLE: Session._set_vring_enable,
+    vu.SET_BACKEND_REQ_FD: Session._set_backend_req_fd,
+    vu.GET_CONFIG: Session._get_config,
+    vu.SET_CONFIG: Session._set_config,
+    vu.RESET_DEVICE: Session._reset_device,
+    vu.VRING_KICK: Session._vring_kick,
+    vu.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
+    vu.ADD_MEM_REG: Session._add_mem_reg,
+    vu.REM_MEM_REG: Session._rem_mem_reg,
+    vu.SET_STATUS: Session._set_status,
+    vu.GET_STATUS: Session._get_status,
+}
 """What this back end serves; the other requests that are declared belong to features that it
 does not offer."""
+
+_HANDLERS: Final = MappingProxyType({m.number: handler for m, handler in _SERVED.items()})

@@ -1,0 +1,118 @@
+"""``vscsi-emu serve``."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import click
+
+CAPABILITIES = {"type": "scsi"}
+"""VHostUserBackendCapabilities of QEMU's docs/interop/vhost-user.json."""
+
+_LEVELS = (logging.ERROR, logging.WARNING, logging.INFO, logging.DEBUG)
+
+
+class _BackendProgram(click.Command):
+    """Follows the conventions for vhost-user back-end programs."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # It ignores all other options and arguments, wrong ones too.
+        if "--print-capabilities" in args:
+            click.echo(json.dumps(CAPABILITIES))
+            ctx.exit()
+        return super().parse_args(ctx, args)
+
+
+@click.command(cls=_BackendProgram, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--socket-path", metavar="PATH", help="Listen on this Unix socket.")
+@click.option("--fd", type=int, metavar="FDNUM", help="Use this open socket instead.")
+@click.option("--config", metavar="FILE", help="Serve what this hba.toml says instead.")
+@click.option(
+    "--lun", "luns", multiple=True, metavar="[TARGET:LUN=]URI[,KEY=VALUE…]", help="A disk; repeats."
+)
+@click.option("--queues", type=int, show_default="1", help="Request queues; one a guest CPU.")
+@click.option(
+    "--workers",
+    type=click.IntRange(min=1),
+    help="Threads that do the work.  [default: one a queue, at most one a host CPU]",
+)
+@click.option(
+    "--io-uring/--no-io-uring", default=True, show_default=True, help="Off: use a thread pool."
+)
+@click.option("--print-capabilities", is_flag=True, help="Print them as JSON and exit.")
+@click.option("-v", "--verbose", count=True, help="Log every vhost-user message.")
+@click.option("-q", "--quiet", count=True, help="Log warnings only; -qq: errors only.")
+def serve(
+    socket_path: str | None,
+    fd: int | None,
+    config: str | None,
+    luns: tuple[str, ...],
+    queues: int | None,
+    workers: int | None,
+    io_uring: bool,
+    print_capabilities: bool,
+    verbose: int,
+    quiet: int,
+) -> None:
+    """Serve disks as a virtio-scsi HBA, until SIGTERM.
+
+    A URI is a path (or file:PATH) of a raw image or a block device, mem:SIZE for a RAM disk, or
+    null:SIZE, which stores nothing. Write a comma in a path twice. A disk without TARGET:LUN
+    becomes LUN 0 of the next free target.
+
+    \b
+    Keys:
+      ro                          write-protected
+      block-size=512|4096         logical block size
+      serial=, wwn=               unit serial number; NAA name, 16 hex digits
+      vendor=, product=           INQUIRY names, up to 8 and 16 characters
+      rotation-rate=              0 unknown, 1 solid state, else rpm
+      discard=on|off              whether UNMAP frees space
+      cache=writeback|writethrough
+                                  what the disk says of its write cache at first
+      direct=on|off               O_DIRECT (files only)
+
+    \b
+    Examples:
+      vscsi-emu serve --socket-path /tmp/hba.sock --lun disk.img
+      vscsi-emu serve --socket-path /tmp/hba.sock --queues 4 \\
+          --lun disk.img,ro --lun 3:2=mem:256M,block-size=4096
+      vscsi-emu serve --config hba.toml
+
+    \b
+    hba.toml says the same, for any number of HBAs:
+      [[lun]]
+      id = "root"
+      uri = "disk.img"
+      block-size = 4096
+      [[hba]]
+      socket = "/tmp/hba.sock"
+      queues = 4
+      luns = {"0:0" = "root"}
+    """
+    from vscsi_emu.config import ConfigError, from_arguments, from_file
+    from vscsi_emu.service import StartError, run
+
+    level = _LEVELS[max(0, min(2 + verbose - quiet, len(_LEVELS) - 1))]
+    logging.basicConfig(level=level, format="vscsi-emu: %(message)s")
+    ways = {"--socket-path": socket_path, "--fd": fd, "--config": config}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) != 1:
+        raise click.UsageError(
+            f"{' and '.join(given) or 'nothing'} given; give one of {', '.join(ways)}"
+        )
+    try:
+        if config is not None:
+            if luns or queues is not None:
+                raise click.UsageError("--lun and --queues go into the file of --config")
+            wanted = from_file(config)
+        elif not luns:
+            raise click.UsageError("no disk given; add for example --lun mem:64M")
+        else:
+            wanted = from_arguments(
+                luns, socket=socket_path, fd=fd, queues=1 if queues is None else queues
+            )
+        run(wanted, workers=workers, io_uring=io_uring)
+    except (ConfigError, StartError) as error:
+        raise click.ClickException(str(error)) from None

@@ -1,0 +1,123 @@
+"""The control queue: task management and asynchronous notification (virtio 1.4, 5.6.6.2).
+
+Task management functions are SAM-6 clause 7. A function answers after the commands it hits are
+complete: the data plane reports an abort done only then.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING, Final
+
+from vscsi_emu.virtio.scsi import (
+    FUNCTION_COMPLETE,
+    AsyncReply,
+    AsyncRequest,
+    ControlType,
+    Response,
+    TmfRequest,
+    TmfType,
+    control_type,
+    decode_lun,
+)
+
+if TYPE_CHECKING:
+    from vscsi_emu.hba import Hba
+    from vscsi_emu.scsi import Nexus
+
+log = logging.getLogger(__name__)
+
+_ADDRESSES_UNIT: Final = 1
+"""First byte of a lun field that names a target's unit."""
+
+
+async def answer(hba: Hba, request: bytes, capacity: int) -> bytes:
+    """The reply to a control request; empty where the driver left too little room for one."""
+    try:
+        reply = await _answer(hba, request)
+    except ValueError as error:
+        log.warning("control request cut short: %s", error)
+        reply = bytes([Response.FAILURE])
+    return reply if len(reply) <= capacity else b""
+
+
+async def _answer(hba: Hba, request: bytes) -> bytes:
+    match control_type(request, hba.byte_order):
+        case ControlType.TMF:
+            tmf = TmfRequest.unpack(request, hba.byte_order)
+            return bytes([await _manage(hba, tmf)])
+        case ControlType.AN_QUERY | ControlType.AN_SUBSCRIBE:
+            return _notify(hba, request)
+        case kind:
+            log.warning("control request of unknown type %d", kind)
+            return bytes([Response.FAILURE])
+
+
+# ── Asynchronous notification ──────────────────────────────────────────────────────────────────
+
+
+def _notify(hba: Hba, request: bytes) -> bytes:
+    """No unit here has asynchronous events of its own: those are MMC's (media, power)."""
+    try:
+        lun = AsyncRequest.unpack(request, hba.byte_order).lun
+    except ValueError:
+        response = Response.FAILURE
+    else:
+        found = _find(hba, lun)
+        response = found if isinstance(found, Response) else Response.OK
+    return AsyncReply(0, response).pack(hba.byte_order)
+
+
+# ── Task management ────────────────────────────────────────────────────────────────────────────
+
+
+async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
+    if tmf.subtype == TmfType.I_T_NEXUS_RESET:
+        return await _reset_nexus(hba, tmf.lun)
+    nexus = _find(hba, tmf.lun)
+    if isinstance(nexus, Response):
+        return nexus
+    runtime, port, lu = hba.runtime, hba.port, nexus.lu.data
+    match tmf.subtype:
+        case TmfType.ABORT_TASK:
+            # SAM-6 7.2: complete too when there is no such command.
+            await runtime.abort(Response.ABORTED, port=port, lu=lu, tag=tmf.id)
+        case TmfType.ABORT_TASK_SET:
+            await runtime.abort(Response.ABORTED, port=port, lu=lu)
+        case TmfType.CLEAR_TASK_SET:
+            # TST is 000b: one task set for all nexuses.
+            await runtime.abort(Response.ABORTED, lu=lu)
+            nexus.lu.task_set_cleared(by=nexus)
+        case TmfType.LOGICAL_UNIT_RESET:
+            await runtime.abort(Response.RESET, lu=lu)
+            nexus.lu.reset()
+        case TmfType.QUERY_TASK:
+            if await runtime.query(port=port, lu=lu, tag=tmf.id):
+                return Response.FUNCTION_SUCCEEDED
+        case TmfType.QUERY_TASK_SET:
+            if await runtime.query(port=port, lu=lu):
+                return Response.FUNCTION_SUCCEEDED
+        case _:
+            # CLEAR ACA belongs to ACA, which INQUIRY's NORMACA says is not supported here.
+            return Response.FUNCTION_REJECTED
+    return FUNCTION_COMPLETE
+
+
+async def _reset_nexus(hba: Hba, lun: bytes) -> Response:
+    """The whole target; the LUN part of `lun` does not matter."""
+    nexuses = hba.nexuses_of(lun[1]) if lun[0] == _ADDRESSES_UNIT else []
+    if not nexuses:
+        return Response.BAD_TARGET
+    for nexus in nexuses:
+        await hba.runtime.abort(Response.RESET, port=hba.port, lu=nexus.lu.data)
+        nexus.lost()
+    return FUNCTION_COMPLETE
+
+
+def _find(hba: Hba, lun: bytes) -> Nexus | Response:
+    """The unit that a lun field names, or the response that says why there is none."""
+    address = decode_lun(lun)
+    if address and (nexus := hba.nexus(address)):
+        return nexus
+    known = lun[0] == _ADDRESSES_UNIT and hba.nexuses_of(lun[1])
+    return Response.INCORRECT_LUN if known else Response.BAD_TARGET

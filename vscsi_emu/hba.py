@@ -1,0 +1,272 @@
+"""The device: where virtio meets SCSI.
+
+An `Hba` is one initiator port with a map from (target, LUN) to logical units, the features and the
+configuration space that its driver sees, a control queue, an event queue and request queues. How
+the driver reaches it is the business of a transport, which starts and stops queues here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final, Protocol
+
+from vscsi_emu import _dataplane
+from vscsi_emu.control_queue import answer
+from vscsi_emu.events import EventSender
+from vscsi_emu.virtio import config as config_space
+from vscsi_emu.virtio.config import ByteOrder, ScsiConfig
+from vscsi_emu.virtio.features import Feature
+from vscsi_emu.virtio.scsi import (
+    MAX_LUN,
+    MAX_TARGET,
+    Event,
+    EventType,
+    ResetReason,
+    Response,
+    encode_lun,
+)
+
+if TYPE_CHECKING:
+    from vscsi_emu._dataplane import Command, Control, GuestMemory, Notifier, Port, Queue
+    from vscsi_emu.runtime import Runtime
+    from vscsi_emu.scsi import LogicalUnit, Nexus
+
+log = logging.getLogger(__name__)
+
+Address = tuple[int, int]
+"""(target, LUN)."""
+
+CONTROL_QUEUE: Final = 0
+EVENT_QUEUE: Final = 1
+FIRST_REQUEST_QUEUE: Final = 2
+
+DEVICE_FEATURES: Final = (
+    Feature.VERSION_1
+    | Feature.INDIRECT_DESC
+    | Feature.EVENT_IDX
+    | Feature.ANY_LAYOUT
+    | Feature.SCSI_HOTPLUG
+    | Feature.SCSI_CHANGE
+)
+"""INOUT is not offered: no command of a disk moves data both ways."""
+
+_PERIPHERAL_TYPE_MMC: Final = 5
+_CAPACITY_DATA_HAS_CHANGED: Final = (0x2A, 0x09)
+
+
+class FeatureError(ValueError):
+    """Feature bits that this device cannot accept."""
+
+
+class Link(Protocol):
+    """The transport's side of a connection."""
+
+    def config_changed(self) -> None:
+        """The configuration space changed."""
+
+    def queue_broken(self, queue: Queue, text: str) -> None:
+        """The ring of `queue` broke an invariant, and was stopped."""
+
+
+class Hba:
+    """A virtio-scsi device (virtio id 8)."""
+
+    def __init__(
+        self, runtime: Runtime, *, initiator: str, queues: int, luns: Mapping[Address, LogicalUnit]
+    ) -> None:
+        """`initiator`: NAA name of the initiator port, 16 hex digits. `queues`: request queues."""
+        if queues < 1:
+            raise ValueError(f"{queues} request queues: at least one is needed")
+        self.runtime = runtime
+        self.initiator = initiator
+        self.port: Port = _dataplane.Port()
+        self.features = Feature(0)
+        """The negotiated ones."""
+        self.byte_order: ByteOrder = "<"
+        """Of virtio structures; a transport sets it for a legacy big-endian guest."""
+        self._first_worker = runtime.reserve(queues)
+        self._config = ScsiConfig(num_queues=queues, max_target=MAX_TARGET, max_lun=MAX_LUN)
+        self._nexuses: dict[Address, Nexus] = {}
+        self._events = EventSender(runtime)
+        self._link: Link | None = None
+        self._drains: dict[Queue, asyncio.Task[int]] = {}
+        self._controls: set[asyncio.Task[None]] = set()
+        runtime.add_port(self.port, self)
+        for address, lu in luns.items():
+            self._nexuses[address] = self._attach(lu)
+        self._luns_changed()
+
+    async def close(self) -> None:
+        """After the transport has stopped its queues."""
+        for nexus in self._nexuses.values():
+            nexus.detach()
+        self._nexuses.clear()
+        self._publish_luns()
+        self.runtime.remove_port(self.port)
+
+    # ── Features and configuration space ───────────────────────────────────────────────────────
+
+    @property
+    def device_features(self) -> Feature:
+        return DEVICE_FEATURES
+
+    @property
+    def features_valid(self) -> bool:
+        """Whether FEATURES_OK may be set. Each offered bit stands by itself, so any subset may."""
+        return not self.features & ~DEVICE_FEATURES
+
+    def set_features(self, features: int) -> None:
+        """What the driver accepts. Raises `FeatureError` for bits that were not offered."""
+        if unoffered := features & ~DEVICE_FEATURES:
+            raise FeatureError(f"feature bits {unoffered:#x} were not offered")
+        self.features = Feature(features)
+
+    @property
+    def config(self) -> ScsiConfig:
+        return self._config
+
+    @property
+    def queue_count(self) -> int:
+        """All virtqueues: control, event, requests."""
+        return FIRST_REQUEST_QUEUE + self._config.num_queues
+
+    def read_config(self, offset: int, length: int) -> bytes:
+        """Bytes of the configuration space; fewer where `length` reaches past its end."""
+        return self._config.pack(self.byte_order)[offset : offset + length]
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """A driver's write. Raises `ValueError` for a read-only field or an unusable size."""
+        self._set_config(self._config.written(offset, data, self.byte_order))
+
+    def _set_config(self, config: ScsiConfig) -> None:
+        self._config = config
+        self.port.cdb_size = config.cdb_size
+        self.port.sense_size = config.sense_size
+
+    # ── Connection and reset ───────────────────────────────────────────────────────────────────
+
+    def connect(self, link: Link) -> None:
+        """A transport's driver is there: one at a time."""
+        assert self._link is None, "an HBA has one driver at a time"
+        self._link = link
+
+    async def disconnect(self, link: Link) -> None:
+        """The driver is gone, its queues are stopped: an I_T nexus loss for every target."""
+        assert self._link is link
+        await self.reset()
+        self._link = None
+
+    async def reset(self) -> None:
+        """Virtio reset, after the transport has stopped the queues (2.4, 5.6.4.2)."""
+        self.features = Feature(0)
+        self._set_config(self._config.after_reset())
+        self._events.clear()
+        for nexus in self._nexuses.values():
+            nexus.lost()
+
+    # ── Queues ─────────────────────────────────────────────────────────────────────────────────
+
+    def start_queue(
+        self,
+        index: int,
+        memory: GuestMemory,
+        *,
+        size: int,
+        desc: int,
+        driver: int,
+        device: int,
+        next_avail: int,
+        enabled: bool,
+        notifier: Notifier,
+        kick_fd: int,
+        poll: bool,
+    ) -> Queue:
+        """Starts virtqueue `index` with the features negotiated now; see `_dataplane.Queue`."""
+        kind = {
+            CONTROL_QUEUE: _dataplane.KIND_CONTROL,
+            EVENT_QUEUE: _dataplane.KIND_EVENT,
+        }.get(index, _dataplane.KIND_REQUEST)
+        workers = self.runtime.workers
+        # Control and event queue share the first request queue's worker: they are quiet.
+        slot = max(index - FIRST_REQUEST_QUEUE, 0)
+        queue = _dataplane.Queue(
+            workers[(self._first_worker + slot) % len(workers)],
+            self.port,
+            memory,
+            index=index,
+            kind=kind,
+            size=size,
+            desc=desc,
+            driver=driver,
+            device=device,
+            features=self.features,
+            next_avail=next_avail,
+            enabled=enabled,
+            notifier=notifier,
+            kick_fd=kick_fd,
+            poll=poll,
+            big_endian=self.byte_order == ">",
+        )
+        self.runtime.add_queue(queue, self)
+        if index == EVENT_QUEUE:
+            self._events.start(queue, self.byte_order)
+        return queue
+
+    async def stop_queue(self, queue: Queue, *, abort: Response | None = None) -> int:
+        """Drains the queue; its next available index. `abort`: how commands end that wait for a
+        decision. The queue is gone then."""
+        return await self._end_queue(queue, lambda token: queue.stop(token, abort=abort))
+
+    async def discard_queue(self, queue: Queue) -> None:
+        """As `stop_queue`, for a driver that is gone: nothing more is written to its ring."""
+        await self._end_queue(queue, queue.discard)
+
+    async def _end_queue(self, queue: Queue, end: Callable[[int], None]) -> int:
+        drain = self._drains.get(queue)
+        if drain is None:
+            drain = asyncio.create_task(self._drain(queue, end))
+            self._drains[queue] = drain
+        # Whoever waits may be cancelled; the drain goes on, and the next one waits for it.
+        return await asyncio.shield(drain)
+
+    async def _drain(self, queue: Queue, end: Callable[[int], None]) -> int:
+        try:
+            if queue.index == EVENT_QUEUE:
+                await self._events.stop()
+            return await self.runtime.call(end)
+        finally:
+            self.runtime.remove_queue(queue)
+            del self._drains[queue]
+
+    # ── What workers report (runtime.PortOwner) ────────────────────────────────────────────────
+
+    def on_command(self, command: Command) -> None:
+        raise NotImplementedError
+
+    def on_control(self, control: Control) -> None:
+        task = asyncio.create_task(self._answer_control(control))
+        self._controls.add(task)
+        task.add_done_callback(self._controls.discard)
+
+    async def _answer_control(self, control: Control) -> None:
+        control.finish(await answer(self, control.request, control.reply_capacity))
+
+    def on_event_buffers(self, queue: Queue) -> None:
+        self._events.buffers_arrived()
+
+    def on_broken(self, queue: Queue, text: str) -> None:
+        if self._link:
+            self._link.queue_broken(queue, text)
+
+    # ── Logical units ──────────────────────────────────────────────────────────────────────────
+
+    def nexus(self, address: Address) -> Nexus | None:
+        return self._nexuses.get(address)
+
+    def nexuses_of(self, target: int) -> list[Nexus]:
+        """Of every unit of `target`, in the order of their LUNs."""
+        return [nexus for (t, _), nexus in sorted(self._nexuses.items()) if t == target]

@@ -1,0 +1,177 @@
+"""A whole server: what a `Config` names, opened, connected and listening."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import signal
+from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING, Any
+
+from vscsi_emu.backends import BackendError, SpecError, open_backend
+from vscsi_emu.hba import Hba
+from vscsi_emu.runtime import Runtime, usable_cpus
+from vscsi_emu.scsi import Identity, LogicalUnit
+from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, adopt, listen
+
+if TYPE_CHECKING:
+    from vscsi_emu.backends import Backend
+    from vscsi_emu.config import Config, HbaConfig, LunConfig
+
+log = logging.getLogger(__name__)
+
+
+class StartError(Exception):
+    """Something that a configuration names cannot be served; one line for the user."""
+
+
+def run(config: Config, *, workers: int | None = None, io_uring: bool = True) -> None:
+    """Serves until SIGTERM or SIGINT. Raises `StartError`."""
+    asyncio.run(_run(config, workers, io_uring))
+
+
+async def _run(config: Config, workers: int | None, io_uring: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Service(config, workers=workers, io_uring=io_uring) as service:
+        for line in service.how_to_attach():
+            log.info("%s", line)
+        await service.serve(stop)
+
+
+class Service:
+    """Backends, logical units, workers, HBAs and their sockets; listening once entered.
+
+    On leaving, in this order: stop accepting, drain every queue, end the workers, flush and close
+    the backends.
+    """
+
+    def __init__(
+        self, config: Config, *, workers: int | None = None, io_uring: bool = True
+    ) -> None:
+        """`workers`: threads; by default one a request queue, at most one a CPU."""
+        self._config = config
+        queues = sum(hba.queues for hba in config.hbas)
+        self._workers = workers or min(queues, usable_cpus())
+        self._io_uring = io_uring
+        self._stack = AsyncExitStack()
+        self._servers: list[VhostUserServer] = []
+        self.hbas: list[Hba] = []
+        self.units: dict[str, LogicalUnit] = {}
+        """By `LunConfig.name`."""
+
+    async def __aenter__(self) -> Service:
+        async with AsyncExitStack() as stack:
+            self._open(stack)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        await self._stack.aclose()
+
+    def _open(self, stack: AsyncExitStack) -> None:
+        for lun in self._config.luns:
+            self.units[lun.name] = self._open_unit(lun, stack)
+        runtime = Runtime(self._workers, io_uring=self._io_uring)
+        stack.push_async_callback(runtime.close)
+        for wanted in self._config.hbas:
+            hba = Hba(
+                runtime,
+                initiator=wanted.initiator or _initiator(wanted),
+                queues=wanted.queues,
+                luns={at: self.units[name] for at, name in wanted.luns.items()},
+            )
+            stack.push_async_callback(hba.close)
+            self.hbas.append(hba)
+        # Last: a socket that is there can be attached to.
+        for wanted, hba in zip(self._config.hbas, self.hbas, strict=True):
+            server = _server(wanted, hba)
+            stack.callback(server.close)
+            self._servers.append(server)
+
+    @staticmethod
+    def _open_unit(lun: LunConfig, stack: AsyncExitStack) -> LogicalUnit:
+        try:
+            backend = open_backend(lun.spec, name=lun.name)
+        except (BackendError, SpecError) as error:
+            raise StartError(str(error)) from None
+
+        async def close() -> None:
+            try:
+                await asyncio.to_thread(backend.flush)
+            except OSError as error:
+                log.error("%s: cannot be flushed: %s", lun.spec, error.strerror)
+            backend.close()
+
+        stack.push_async_callback(close)
+        return logical_unit(backend)
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Until `stop` is set, or every socket that came connected was left by its front end."""
+        serving = [asyncio.create_task(server.serve()) for server in self._servers]
+        stopping = asyncio.create_task(stop.wait())
+        try:
+            pending: set[asyncio.Task[Any]] = {*serving}
+            while pending and not stopping.done():
+                done, pending = await asyncio.wait(
+                    {*pending, stopping}, return_when=asyncio.FIRST_COMPLETED
+                )
+                pending.discard(stopping)
+                for task in done - {stopping}:
+                    task.result()
+        finally:
+            stopping.cancel()
+            for task in serving:
+                task.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
+
+    def how_to_attach(self) -> list[str]:
+        """A line an HBA, ready to paste."""
+        return [
+            attach_line(config, hba)
+            for config, hba in zip(self._config.hbas, self.hbas, strict=True)
+        ]
+
+
+def logical_unit(backend: Backend) -> LogicalUnit:
+    """The logical unit that a backend's options describe."""
+    raise NotImplementedError
+
+
+def attach_line(config: HbaConfig, hba: Hba) -> str:
+    """Says where the HBA listens, and how to attach QEMU and User-Mode Linux to it.
+
+    QEMU's vhost-user-scsi never reads our configuration space: our limits are its properties.
+    """
+    if config.socket is None:
+        return f"serving on fd {config.fd}"
+    path, space = config.socket, hba.config
+    limits = (
+        f"num_queues={space.num_queues},max_sectors={space.max_sectors},"
+        f"cmd_per_lun={space.cmd_per_lun}"
+    )
+    return (
+        f"listening on {path}; attach QEMU: -m 1G "
+        "-object memory-backend-memfd,id=mem,size=1G,share=on -machine memory-backend=mem "
+        f"-chardev socket,id=hba,path={path.replace(',', ',,')} "
+        f"-device vhost-user-scsi-pci,chardev=hba,{limits} "
+        f"or User-Mode Linux: virtio_uml.device={path}:8"
+    )
+
+
+def _server(config: HbaConfig, hba: Hba) -> VhostUserServer:
+    try:
+        if config.socket is not None:
+            return VhostUserServer(hba, listen(config.socket), path=config.socket)
+        assert config.fd is not None
+        return VhostUserServer(hba, adopt(config.fd))
+    except ListenError as error:
+        raise StartError(str(error)) from None
+
+
+def _initiator(hba: HbaConfig) -> str:
+    """A locally assigned NAA name (SPC-6 7.7.6.6.4), the same at every start."""
+    return "3" + hashlib.sha256(f"initiator {hba.socket or 'fd'}".encode()).hexdigest()[:15]
