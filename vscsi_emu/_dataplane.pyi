@@ -319,6 +319,10 @@ class Worker:
     def stop(self) -> None:
         """Ends the thread: drains engines, drops queues. Blocks (GIL released)."""
 
+def signal(fd: int) -> None:
+    """Signals an eventfd or pipe that another process handed over; never blocks. ValueError: it
+    is neither."""
+
 @final
 class Notifier:
     """How a queue tells its driver of used buffers."""

@@ -107,8 +107,7 @@ impl Task {
 /// A worker's tasks. Slots and their buffers are reused: no allocation once warm.
 #[derive(Default)]
 pub struct Slab {
-    // Boxed: an engine holds pointers into a running task's `iov`.
-    tasks: Vec<Box<Task>>,
+    tasks: Vec<Task>,
     free: Vec<u32>,
 }
 
@@ -118,7 +117,7 @@ impl Slab {
         if let Some(slot) = self.free.pop() {
             return slot;
         }
-        self.tasks.push(Box::new(Task::new()));
+        self.tasks.push(Task::new());
         (self.tasks.len() - 1) as u32
     }
 
@@ -152,6 +151,6 @@ impl Slab {
             .iter()
             .enumerate()
             .filter(|(_, task)| task.state != State::Free)
-            .map(|(slot, task)| (slot as u32, task.as_ref()))
+            .map(|(slot, task)| (slot as u32, task))
     }
 }

@@ -76,7 +76,10 @@ impl Bench {
             policy: ArcSwap::from_pointee(policy),
             routes: RouteTable::new(&routes, &[]).unwrap(),
         });
-        let nexus = Arc::new(Nexus { lu, gate: Gate::default() });
+        let nexus = Arc::new(Nexus {
+            lu,
+            gate: Gate::default(),
+        });
         let port = Arc::new(Port::default());
         port.set_luns(HashMap::from([((0, 0), nexus.clone())]));
         let config = QueueConfig {
@@ -90,7 +93,15 @@ impl Bench {
             poll: true,
         };
         let queue = QueueRef::start(&worker, port.clone(), memory.clone(), config).unwrap();
-        Self { memory, ring, inbox, worker, queue, port, nexus }
+        Self {
+            memory,
+            ring,
+            inbox,
+            worker,
+            queue,
+            port,
+            nexus,
+        }
     }
 
     /// Request and response headers of a slot, with up to 4 KiB of data at its end.
@@ -104,13 +115,29 @@ impl Bench {
         self.write(at, &header);
         self.write(at + 0x100, &[0xee; 108]);
         self.write(at + 0x1000, out);
-        let mut buffers = vec![Buffer { addr: at, len: 51, writable: false }];
+        let mut buffers = vec![Buffer {
+            addr: at,
+            len: 51,
+            writable: false,
+        }];
         if !out.is_empty() {
-            buffers.push(Buffer { addr: at + 0x1000, len: out.len() as u32, writable: false });
+            buffers.push(Buffer {
+                addr: at + 0x1000,
+                len: out.len() as u32,
+                writable: false,
+            });
         }
-        buffers.push(Buffer { addr: at + 0x100, len: 108, writable: true });
+        buffers.push(Buffer {
+            addr: at + 0x100,
+            len: 108,
+            writable: true,
+        });
         if data_in > 0 {
-            buffers.push(Buffer { addr: at + 0x1000, len: data_in, writable: true });
+            buffers.push(Buffer {
+                addr: at + 0x1000,
+                len: data_in,
+                writable: true,
+            });
         }
         let head = self.ring.add(&buffers).unwrap();
         self.ring.publish();
@@ -129,7 +156,14 @@ impl Bench {
         let mut data = vec![0; data_in];
         map.read(SLOTS + slot * SLOT + 0x1000, &mut data).unwrap();
         let residual = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
-        Some(Done { head, used, residual, status: bytes[10], response: bytes[11], data })
+        Some(Done {
+            head,
+            used,
+            residual,
+            status: bytes[10],
+            response: bytes[11],
+            data,
+        })
     }
 
     fn wait(&mut self, slot: u64, data_in: usize) -> Done {
@@ -152,7 +186,10 @@ impl Bench {
         // SAFETY: one pollfd.
         let ready = unsafe { libc::poll(&raw mut poll, 1, DEADLINE.as_millis() as i32) };
         assert_eq!(ready, 1, "nothing in the inbox");
-        self.inbox.take(1).pop().expect("the eventfd says there is something")
+        self.inbox
+            .take(1)
+            .pop()
+            .expect("the eventfd says there is something")
     }
 
     fn command(&self) -> Command {
@@ -167,13 +204,20 @@ impl Bench {
     /// Waits for the end of call `token`; its value.
     fn ended(&self, token: u64) -> u64 {
         match self.message() {
-            Message::Notice(Notice::Done { token: ended, value }) if ended == token => value,
+            Message::Notice(Notice::Done {
+                token: ended,
+                value,
+            }) if ended == token => value,
             _ => panic!("something else before the end of call {token}"),
         }
     }
 
     fn scope(&self) -> Scope {
-        Scope { port: Some(self.port.clone()), lu: Some(self.nexus.lu.clone()), tag: None }
+        Scope {
+            port: Some(self.port.clone()),
+            lu: Some(self.nexus.lu.clone()),
+            tag: None,
+        }
     }
 }
 
@@ -187,7 +231,10 @@ fn writes_and_reads_without_python() {
     let data: Vec<u8> = (0..1024u32).map(|n| (n * 7) as u8).collect();
     let head = bench.submit(0, &rw(WRITE_10, 5, 2), &data, 0);
     let done = bench.wait(0, 0);
-    assert_eq!((done.head, done.used, done.response, done.status), (head, 108, 0, 0));
+    assert_eq!(
+        (done.head, done.used, done.response, done.status),
+        (head, 108, 0, 0)
+    );
     bench.submit(1, &rw(READ_10, 5, 2), &[], 2048);
     let done = bench.wait(1, 1024);
     assert_eq!((done.used, done.residual), (108 + 1024, 1024));
@@ -210,7 +257,9 @@ fn addresses_without_a_unit() {
     bench.port.set_luns(HashMap::new());
     bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
     assert_eq!(bench.wait(0, 0).response, 3, "BAD_TARGET");
-    bench.port.set_luns(HashMap::from([((0, 9), bench.nexus.clone())]));
+    bench
+        .port
+        .set_luns(HashMap::from([((0, 9), bench.nexus.clone())]));
     bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
     let command = bench.command();
     assert!(command.nexus.is_none());
@@ -220,7 +269,11 @@ fn addresses_without_a_unit() {
     assert_eq!((done.response, done.status), (0, 2));
     let mut response = [0; 14];
     bench.memory.load().read(at + 0x100, &mut response).unwrap();
-    assert_eq!((response[0], response[12], response[13]), (1, 0x70, 0), "sense, and zeros after");
+    assert_eq!(
+        (response[0], response[12], response[13]),
+        (1, 0x70, 0),
+        "sense, and zeros after"
+    );
 }
 
 #[test]
@@ -251,7 +304,11 @@ fn a_closed_gate_sends_commands_to_python_until_the_last_is_decided() {
     first.reply.finish(2, vec![0x70], Vec::new());
     bench.nexus.gate.open(CLASS_READ);
     assert_eq!(bench.wait(0, 0).status, 2);
-    assert_eq!(bench.nexus.gate.closed(), CLASS_READ, "the second one is not decided yet");
+    assert_eq!(
+        bench.nexus.gate.closed(),
+        CLASS_READ,
+        "the second one is not decided yet"
+    );
     second.reply.execute();
     let done = bench.wait(1, 512);
     assert_eq!((done.status, done.residual), (0, 0));
@@ -270,7 +327,12 @@ fn no_command_slips_past_a_closed_gate() {
     for round in 0..200u64 {
         // Writes are under way while the gate closes.
         for slot in 0..20 {
-            bench.submit(slot, &rw(WRITE_10, slot as u8, 1), &[round as u8 | 1; 512], 0);
+            bench.submit(
+                slot,
+                &rw(WRITE_10, slot as u8, 1),
+                &[round as u8 | 1; 512],
+                0,
+            );
         }
         bench.nexus.gate.close(CLASS_WRITE);
         token += 1;
@@ -287,7 +349,12 @@ fn no_command_slips_past_a_closed_gate() {
         // From here on the medium is ours: whatever changes it has slipped past.
         let engine = &bench.nexus.lu.engine;
         let mut before = vec![0u8; 64 << 10];
-        let io = |kind| vscsi_dataplane::engine::Io { kind, offset: 0, len: 64 << 10, durable: false };
+        let io = |kind| vscsi_dataplane::engine::Io {
+            kind,
+            offset: 0,
+            len: 64 << 10,
+            durable: false,
+        };
         let read = io(vscsi_dataplane::engine::IoKind::Read);
         let piece = |bytes: &mut Vec<u8>| libc::iovec {
             iov_base: bytes.as_mut_ptr().cast(),
@@ -299,7 +366,10 @@ fn no_command_slips_past_a_closed_gate() {
         }
         let mut after = vec![1u8; 64 << 10];
         engine.run(&read, &[piece(&mut after)]).unwrap();
-        assert!(before == after, "round {round}: a write ran while the gate was closed");
+        assert!(
+            before == after,
+            "round {round}: a write ran while the gate was closed"
+        );
         let mut done = 0;
         let start = Instant::now();
         bench.nexus.gate.open(CLASS_ALL);
@@ -317,7 +387,10 @@ fn no_command_slips_past_a_closed_gate() {
             }
             assert!(start.elapsed() < DEADLINE);
         }
-        assert_eq!((bench.nexus.gate.pending(), bench.nexus.gate.closed()), (0, 0));
+        assert_eq!(
+            (bench.nexus.gate.pending(), bench.nexus.gate.closed()),
+            (0, 0)
+        );
         bench.submit(0, &rw(WRITE_10, 0, 1), &zeros, 0);
         bench.wait(0, 0);
     }
@@ -340,7 +413,10 @@ fn an_abort_ends_what_is_with_python_before_it_ends_itself() {
         }
     };
     assert_eq!((count, held.len()), (3, 3));
-    let one = Scope { tag: Some(1), ..bench.scope() };
+    let one = Scope {
+        tag: Some(1),
+        ..bench.scope()
+    };
     bench.worker.abort(8, RESET, one);
     assert_eq!(bench.ended(8), 1);
     // Used before the call's end: no waiting here.
@@ -368,14 +444,20 @@ fn a_stop_waits_for_the_task_with_python_and_tells_where_the_ring_stands() {
     let command = bench.command();
     bench.queue.stop(5, None, false);
     std::thread::sleep(Duration::from_millis(20));
-    assert!(bench.inbox.take(9).is_empty(), "ended with a task in flight");
+    assert!(
+        bench.inbox.take(9).is_empty(),
+        "ended with a task in flight"
+    );
     command.reply.finish(0, Vec::new(), Vec::new());
     assert_eq!(bench.ended(5), 2);
     assert_eq!(bench.poll(1, 0).unwrap().status, 0);
     bench.submit(2, &rw(READ_10, 0, 1), &[], 512);
     bench.queue.kick();
     std::thread::sleep(Duration::from_millis(20));
-    assert!(bench.poll(2, 0).is_none(), "a stopped ring is not looked at");
+    assert!(
+        bench.poll(2, 0).is_none(),
+        "a stopped ring is not looked at"
+    );
 }
 
 #[test]
@@ -393,7 +475,14 @@ fn a_discarded_queue_writes_nothing_more() {
 #[test]
 fn a_chain_without_room_for_a_response_breaks_its_ring_only() {
     let mut bench = Bench::new();
-    bench.ring.add(&[Buffer { addr: SLOTS, len: 51, writable: false }]).unwrap();
+    bench
+        .ring
+        .add(&[Buffer {
+            addr: SLOTS,
+            len: 51,
+            writable: false,
+        }])
+        .unwrap();
     bench.ring.publish();
     match bench.message() {
         Message::Notice(Notice::Broken { queue, text }) => {
@@ -410,8 +499,16 @@ fn a_chain_without_room_for_a_response_breaks_its_ring_only() {
 fn a_truncated_header_is_answered_with_failure() {
     let mut bench = Bench::new();
     let buffers = [
-        Buffer { addr: SLOTS, len: 30, writable: false },
-        Buffer { addr: SLOTS + 0x100, len: 108, writable: true },
+        Buffer {
+            addr: SLOTS,
+            len: 30,
+            writable: false,
+        },
+        Buffer {
+            addr: SLOTS + 0x100,
+            len: 108,
+            writable: true,
+        },
     ];
     bench.ring.add(&buffers).unwrap();
     bench.ring.publish();

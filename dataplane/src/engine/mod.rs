@@ -6,7 +6,6 @@
 
 mod aligned;
 pub mod file;
-mod iov;
 pub mod memory;
 pub mod null;
 mod probe;
@@ -19,8 +18,8 @@ use std::io;
 
 use libc::iovec;
 
+pub use crate::iov::{total, trim, Cursor};
 pub use aligned::AlignedBuffer;
-pub use iov::{total, trim, Cursor};
 
 /// Upper bound of one transfer through private memory, and so of memory held for one command.
 pub const CHUNK: usize = 1 << 20;
@@ -53,13 +52,17 @@ impl Io {
         matches!(self.kind, IoKind::Read | IoKind::Write)
     }
 
-    /// Whether this result of an io_uring completion is the whole job. Anything else, an error or
-    /// a short transfer, is a hint: let [`Engine::run`] do it again and give the verdict.
+    /// Whether this result of an io_uring completion stands. Anything else, an error or a short
+    /// transfer, is a hint: let [`Engine::run`] do it again and give the verdict. But a failed
+    /// flush is not repeated: the next one would report success for data that is lost.
     pub fn completed_by(&self, result: i32) -> bool {
         match u64::try_from(result) {
             Ok(moved) if self.moves_data() => moved == self.len,
             Ok(_) => true,
-            Err(_) => false,
+            Err(_) => {
+                let try_again = [-libc::EINTR, -libc::EAGAIN, -libc::EOPNOTSUPP];
+                self.kind == IoKind::Flush && !try_again.contains(&result)
+            }
         }
     }
 

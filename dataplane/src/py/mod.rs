@@ -88,6 +88,12 @@ mod dataplane {
         Ok(())
     }
 
+    /// Signals an eventfd or pipe that another process handed over; never blocks.
+    #[pyfunction]
+    fn signal(fd: i32) -> PyResult<()> {
+        queue::call(fd).map(|call| call.signal())
+    }
+
     /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6 4.4.
     #[pyfunction]
     #[pyo3(signature = (key, asc, ascq, *, descriptor=false, deferred=false, information=None, field=None, bit=None, in_cdb=true))]

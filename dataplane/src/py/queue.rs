@@ -34,6 +34,11 @@ fn kick(fd: i32) -> PyResult<Option<Kick>> {
         .map_err(|error| PyValueError::new_err(format!("kick descriptor: {error}")))
 }
 
+pub fn call(fd: i32) -> PyResult<Call> {
+    Call::new(borrow(fd)?)
+        .map_err(|error| PyValueError::new_err(format!("call descriptor: {error}")))
+}
+
 /// Used once: a queue takes it over.
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
 pub struct Notifier(Mutex<Option<notifier::Notifier>>);
@@ -58,9 +63,7 @@ impl Notifier {
 
     #[staticmethod]
     fn fd(fd: i32) -> PyResult<Self> {
-        let call = Call::new(borrow(fd)?)
-            .map_err(|error| PyValueError::new_err(format!("call descriptor: {error}")))?;
-        Ok(Self::made(notifier::Notifier::Fd(call)))
+        Ok(Self::made(notifier::Notifier::Fd(call(fd)?)))
     }
 
     #[staticmethod]

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, RawFd};
 use std::sync::Arc;
 
+use libc::iovec;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
 use super::drain::Drains;
@@ -13,7 +14,7 @@ use super::uring::Uring;
 use super::{Answer, Kind, Mail, Mailbox, Reply, Scope};
 use crate::engine::{Io, IoKind};
 use crate::inbox::{Command, Control, Inbox, Message, Notice};
-use crate::iov;
+use crate::iov::Cursor;
 use crate::lu;
 use crate::notifier::Notifier;
 use crate::pool::pool;
@@ -81,7 +82,7 @@ pub(super) struct Thread {
     touched: Vec<usize>,
     /// Ended calls, told to Python after the used entries they wait for are published.
     done: Vec<(u64, u64)>,
-    completions: Vec<(u64, io::Result<u64>)>,
+    completions: Vec<(u64, i32)>,
     copied: usize,
     /// A response being put together.
     response: Vec<u8>,
@@ -507,8 +508,7 @@ impl Thread {
                 let chain = &mut self.tasks.get(slot).chain;
                 match queue.ring.pop(chain) {
                     Ok(true) => {
-                        // SAFETY: `chain.map` keeps its pieces mapped.
-                        let written = unsafe { iov::write(&chain.writable, event) };
+                        let written = Cursor::new(&chain.writable).write(event);
                         match queue.ring.push_used(chain.head, written as u32) {
                             Ok(()) => value = 1,
                             Err(error) => failure = Some(error.to_string()),
@@ -627,8 +627,7 @@ impl Thread {
             return;
         };
         let mut request = vec![0; task.chain.readable_len.min(MAX_CONTROL) as usize];
-        // SAFETY: `chain.map` keeps its pieces mapped.
-        unsafe { iov::read(&task.chain.readable, &mut request) };
+        Cursor::new(&task.chain.readable).read(&mut request);
         task.state = State::Python;
         let task_ref = TaskRef {
             slot,
@@ -665,8 +664,8 @@ impl Thread {
         task.data_in.clear();
         let header_len = CMD_REQ_FIXED + cdb_size;
         let response_len = CMD_RESP_FIXED + task.sense_size;
-        iov::skip(&task.chain.readable, header_len, &mut task.data_out);
-        iov::skip(&task.chain.writable, response_len, &mut task.data_in);
+        after(&task.chain.readable, header_len, &mut task.data_out);
+        after(&task.chain.writable, response_len, &mut task.data_in);
         task.data_out_len = readable.saturating_sub(header_len as u64);
         task.data_in_len = writable.saturating_sub(response_len as u64);
         if readable < header_len as u64 || writable < response_len as u64 {
@@ -674,8 +673,7 @@ impl Thread {
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         }
         let mut header = [0; CMD_REQ_FIXED + MAX_CDB];
-        // SAFETY: `chain.map` keeps its pieces mapped.
-        unsafe { iov::read(&task.chain.readable, &mut header[..header_len]) };
+        Cursor::new(&task.chain.readable).read(&mut header[..header_len]);
         let mut fixed = [0; CMD_REQ_FIXED];
         fixed.copy_from_slice(&header[..CMD_REQ_FIXED]);
         task.header = CmdReq::parse(&fixed, queue.big_endian);
@@ -689,19 +687,19 @@ impl Thread {
             port::Route::BadTarget => {
                 self.respond(slot, &Response::transport(wire::S_BAD_TARGET));
             }
-            port::Route::Python => self.to_python(slot, MAX_COPY),
+            port::Route::Python => self.ask_python(slot, MAX_COPY),
             port::Route::Unit(nexus) => {
                 task.nexus = Some(nexus.clone());
                 match nexus.lu.routes.route(task.cdb()) {
                     lu::Route::Media(class) if nexus.gate.enter(class) => self.execute(slot),
                     lu::Route::Media(_) => {
                         task.pending = true;
-                        self.to_python(slot, 0);
+                        self.ask_python(slot, 0);
                     }
                     lu::Route::Python => {
                         nexus.gate.wait();
                         task.pending = true;
-                        self.to_python(slot, MAX_COPY);
+                        self.ask_python(slot, MAX_COPY);
                     }
                 }
             }
@@ -709,7 +707,7 @@ impl Thread {
     }
 
     /// Posts a command to the inbox, with a copy of its data-out up to `copy` bytes.
-    fn to_python(&mut self, slot: u32, copy: u64) {
+    fn ask_python(&mut self, slot: u32, copy: u64) {
         let task = self.tasks.get(slot);
         let Some(queue) = self.queues[task.queue].as_ref() else {
             return;
@@ -728,8 +726,7 @@ impl Thread {
         self.copied += copy;
         task.copied = copy;
         let mut data_out = vec![0; copy];
-        // SAFETY: `chain.map` keeps its pieces mapped.
-        unsafe { iov::read(&task.data_out, &mut data_out) };
+        Cursor::new(&task.data_out).read(&mut data_out);
         task.state = State::Python;
         let task_ref = TaskRef {
             slot,
@@ -768,8 +765,7 @@ impl Thread {
             }
             Answer::Fail { response } => self.respond(slot, &Response::transport(response)),
             Answer::Control { reply } => {
-                // SAFETY: `chain.map` keeps its pieces mapped.
-                let written = unsafe { iov::write(&found.chain.writable, &reply) };
+                let written = Cursor::new(&found.chain.writable).write(&reply);
                 self.complete(slot, written as u32);
             }
             Answer::Io(result) => self.io_done(slot, result),
@@ -789,8 +785,7 @@ impl Thread {
 
     fn finish(&mut self, slot: u32, status: u8, sense: &[u8], data: &[u8]) {
         let task = self.tasks.get(slot);
-        // SAFETY: `chain.map` keeps its pieces mapped.
-        let produced = unsafe { iov::write(&task.data_in, data) };
+        let produced = Cursor::new(&task.data_in).write(data);
         let overrun = produced < data.len();
         let response = Response {
             response: if overrun { wire::S_OVERRUN } else { wire::S_OK },
@@ -907,8 +902,8 @@ impl Thread {
             let Some(io) = self.tasks.find(task).and_then(|task| task.io) else {
                 continue;
             };
-            if is_final(&io, &result) {
-                self.io_done(task.slot, result);
+            if io.completed_by(result) {
+                self.io_done(task.slot, uring_result(result));
             } else {
                 self.run_io(task.slot);
             }
@@ -957,8 +952,7 @@ impl Thread {
         let mut used = (CMD_RESP_FIXED + task.sense_size) as u64;
         if queue.handle.kind == Kind::Control {
             // `response` is byte 0 of a TMF's reply and byte 4 of an AN request's.
-            // SAFETY: `chain.map` keeps its pieces mapped.
-            used = unsafe { iov::write(&task.chain.writable, &[response.response; 5]) } as u64;
+            used = Cursor::new(&task.chain.writable).write(&[response.response; 5]) as u64;
         } else if !queue.dead {
             let bytes = &mut self.response;
             bytes.clear();
@@ -972,8 +966,7 @@ impl Thread {
             bytes.extend_from_slice(sense);
             // The sense area is written whole: `used.len` covers it (virtio 1.4 2.7.8.2).
             bytes.resize(CMD_RESP_FIXED + task.sense_size, 0);
-            // SAFETY: `chain.map` keeps its pieces mapped.
-            unsafe { iov::write(&task.chain.writable, bytes) };
+            Cursor::new(&task.chain.writable).write(bytes);
             used += response.data_in;
         }
         self.settle(slot);
@@ -1017,20 +1010,13 @@ impl Thread {
     }
 }
 
-/// Whether an io_uring result stands, or the blocking form must take over: after a short
-/// transfer, or where the kernel cannot do it this way. Errors of the medium stand (a repeated
-/// fsync would report success for lost data).
-fn is_final(io: &Io, result: &io::Result<u64>) -> bool {
-    match result {
-        Ok(done) => match io.kind {
-            IoKind::Read | IoKind::Write => *done == io.len,
-            IoKind::Flush | IoKind::Discard | IoKind::Zero => {
-                !io.durable || io.kind == IoKind::Flush
-            }
-        },
-        Err(error) => !matches!(
-            error.raw_os_error(),
-            Some(libc::EAGAIN | libc::EINTR | libc::EOPNOTSUPP | libc::EINVAL | libc::ENOSYS)
-        ),
-    }
+fn uring_result(result: i32) -> io::Result<u64> {
+    u64::try_from(result).map_err(|_| io::Error::from_raw_os_error(-result))
+}
+
+/// The pieces of `iov` from byte `skip` on.
+fn after(iov: &[iovec], skip: usize, out: &mut Vec<iovec>) {
+    let mut cursor = Cursor::new(iov);
+    cursor.skip(skip);
+    cursor.rest(out);
 }

@@ -63,16 +63,13 @@ impl Uring {
         self.unsubmitted
     }
 
-    pub fn completed(&mut self, out: &mut Vec<(u64, io::Result<u64>)>) {
-        for entry in self.ring.completion() {
-            let result = entry.result();
-            let result = if result < 0 {
-                Err(io::Error::from_raw_os_error(-result))
-            } else {
-                Ok(result as u64)
-            };
-            out.push((entry.user_data(), result));
-        }
+    /// What has ended: user data and result of each.
+    pub fn completed(&mut self, out: &mut Vec<(u64, i32)>) {
+        out.extend(
+            self.ring
+                .completion()
+                .map(|entry| (entry.user_data(), entry.result())),
+        );
         self.in_flight -= out.len() as u32;
     }
 }
