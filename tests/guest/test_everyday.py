@@ -36,7 +36,7 @@ TOOLS = {
     "sg_vpd": ("sg_vpd -a $(sg $1)", "Block limits VPD page"),
     "sg_luns": ("sg_luns $(sg $1)", "Lun list length"),
     "sg_readcap": ("sg_readcap --16 $(sg $1)", "Logical block length"),
-    "sg_opcodes": ("sg_opcodes $(sg $1)", "Report supported operation codes"),
+    "sg_opcodes": ("sg_opcodes $(sg $1)", "Test Unit Ready"),
     "sg_modes": ("sg_modes -a $(sg $1)", "Caching"),
     "sg_reset": ("sg_reset --device $(sg $1)", ""),
 }

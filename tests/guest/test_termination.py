@@ -59,13 +59,15 @@ def test_sigterm_loses_no_acknowledged_write(kind: str, cache: str, tmp_path: Pa
     image = tmp_path / "disk.img"
     with image.open("wb") as handle:
         handle.truncate(192 << 20)
-    with HbaProcess([f"{image},cache={cache}"], queues=2) as hba:
-        with make_guest(kind, [hba]).start(SCRIPT, 120) as running:
-            wait_for_acknowledgements(running, ACKS_BEFORE, 90)
-            assert hba.terminate() == 0, hba.log
-            # Nothing completes any more; what completed before is still on its way to us.
-            time.sleep(0.5)
-            acks = acknowledged(running.output)
+    with (
+        HbaProcess([f"{image},cache={cache}"], queues=2) as hba,
+        make_guest(kind, [hba]).start(SCRIPT, 120) as running,
+    ):
+        wait_for_acknowledgements(running, ACKS_BEFORE, 90)
+        assert hba.terminate() == 0, hba.log
+        # Nothing completes any more; what completed before is still on its way to us.
+        time.sleep(0.5)
+        acks = acknowledged(running.output)
     assert len(acks) >= ACKS_BEFORE
     assert {stream for stream, _ in acks} == set(range(STREAMS))
     with image.open("rb") as handle:
