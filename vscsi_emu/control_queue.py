@@ -7,10 +7,12 @@ complete: the data plane reports an abort done only then.
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
+from vscsi_emu.scsi.sense import Asc
 from vscsi_emu.virtio.scsi import (
     FUNCTION_COMPLETE,
+    SINGLE_LEVEL,
     AsyncReply,
     AsyncRequest,
     ControlType,
@@ -23,12 +25,10 @@ from vscsi_emu.virtio.scsi import (
 
 if TYPE_CHECKING:
     from vscsi_emu.hba import Hba
-    from vscsi_emu.scsi import Nexus
+    from vscsi_emu.scsi.nexus import Nexus
+    from vscsi_emu.scsi.target import Target
 
 log = logging.getLogger(__name__)
-
-_ADDRESSES_UNIT: Final = 1
-"""First byte of a lun field that names a target's unit."""
 
 
 async def answer(hba: Hba, request: bytes, capacity: int) -> bytes:
@@ -77,7 +77,7 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
     nexus = _find(hba, tmf.lun)
     if isinstance(nexus, Response):
         return nexus
-    runtime, port, lu = hba.runtime, hba.port, nexus.lu.data
+    runtime, port, lu = hba.runtime, hba.port, nexus.unit.data_plane
     match tmf.subtype:
         case TmfType.ABORT_TASK:
             # SAM-6 7.2: complete too when there is no such command.
@@ -87,10 +87,11 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
         case TmfType.CLEAR_TASK_SET:
             # TST is 000b: one task set for all nexuses.
             await runtime.abort(Response.ABORTED, lu=lu)
-            nexus.lu.task_set_cleared(by=nexus)
+            nexus.unit.establish(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, but=nexus)
         case TmfType.LOGICAL_UNIT_RESET:
             await runtime.abort(Response.RESET, lu=lu)
-            nexus.lu.reset()
+            with hba.resetting(nexus):
+                nexus.unit.reset()
         case TmfType.QUERY_TASK:
             if await runtime.query(port=port, lu=lu, tag=tmf.id):
                 return Response.FUNCTION_SUCCEEDED
@@ -105,19 +106,22 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
 
 async def _reset_nexus(hba: Hba, lun: bytes) -> Response:
     """The whole target; the LUN part of `lun` does not matter."""
-    nexuses = hba.nexuses_of(lun[1]) if lun[0] == _ADDRESSES_UNIT else []
-    if not nexuses:
+    target = _target(hba, lun)
+    if target is None:
         return Response.BAD_TARGET
-    for nexus in nexuses:
-        await hba.runtime.abort(Response.RESET, port=hba.port, lu=nexus.lu.data)
-        nexus.lost()
+    for nexus in list(target.nexuses.values()):
+        await hba.runtime.abort(Response.RESET, port=hba.port, lu=nexus.unit.data_plane)
+    target.nexus_loss()
     return FUNCTION_COMPLETE
 
 
+def _target(hba: Hba, lun: bytes) -> Target | None:
+    return hba.targets.get(lun[1]) if lun[0] == SINGLE_LEVEL else None
+
+
 def _find(hba: Hba, lun: bytes) -> Nexus | Response:
-    """The unit that a lun field names, or the response that says why there is none."""
+    """The nexus of the unit that a lun field names, or the response that says why there is none."""
+    if _target(hba, lun) is None:
+        return Response.BAD_TARGET
     address = decode_lun(lun)
-    if address and (nexus := hba.nexus(address)):
-        return nexus
-    known = lun[0] == _ADDRESSES_UNIT and hba.nexuses_of(lun[1])
-    return Response.INCORRECT_LUN if known else Response.BAD_TARGET
+    return (hba.nexus(address) if address else None) or Response.INCORRECT_LUN

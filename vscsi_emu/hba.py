@@ -8,21 +8,28 @@ the driver reaches it is the business of a transport, which starts and stops que
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
 from vscsi_emu.control_queue import answer
 from vscsi_emu.events import EventSender
-from vscsi_emu.virtio import config as config_space
+from vscsi_emu.scsi.dispatch import handle
+from vscsi_emu.scsi.lun import decode_lun
+from vscsi_emu.scsi.sense import Asc, DataOutTooShort
+from vscsi_emu.scsi.target import Target
 from vscsi_emu.virtio.config import ByteOrder, ScsiConfig
 from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.scsi import (
     MAX_LUN,
     MAX_TARGET,
+    SINGLE_LEVEL,
+    WELL_KNOWN,
     Event,
     EventType,
     ResetReason,
@@ -33,7 +40,8 @@ from vscsi_emu.virtio.scsi import (
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import Command, Control, GuestMemory, Notifier, Port, Queue
     from vscsi_emu.runtime import Runtime
-    from vscsi_emu.scsi import LogicalUnit, Nexus
+    from vscsi_emu.scsi.nexus import Nexus
+    from vscsi_emu.scsi.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 
@@ -54,8 +62,11 @@ DEVICE_FEATURES: Final = (
 )
 """INOUT is not offered: no command of a disk moves data both ways."""
 
-_PERIPHERAL_TYPE_MMC: Final = 5
-_CAPACITY_DATA_HAS_CHANGED: Final = (0x2A, 0x09)
+_PARAMETERS_CHANGED: Final = 0x2A
+"""ASC of what a PARAM_CHANGE event reports (5.6.6.3)."""
+_SECTOR: Final = 512
+MAX_SECTORS: Final = 0xFFFF
+"""`max_sectors` where no unit has a limit, in 512 bytes."""
 
 
 class FeatureError(ValueError):
@@ -88,24 +99,25 @@ class Hba:
         """The negotiated ones."""
         self.byte_order: ByteOrder = "<"
         """Of virtio structures; a transport sets it for a legacy big-endian guest."""
+        self.targets: dict[int, Target] = {}
         self._first_worker = runtime.reserve(queues)
         self._config = ScsiConfig(num_queues=queues, max_target=MAX_TARGET, max_lun=MAX_LUN)
-        self._nexuses: dict[Address, Nexus] = {}
         self._events = EventSender(runtime)
         self._link: Link | None = None
         self._drains: dict[Queue, asyncio.Task[int]] = {}
-        self._controls: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._resetting: Nexus | None = None
         runtime.add_port(self.port, self)
-        for address, lu in luns.items():
-            self._nexuses[address] = self._attach(lu)
-        self._luns_changed()
+        for address, unit in luns.items():
+            self._attach(address, unit)
+        self._publish_luns()
 
     async def close(self) -> None:
         """After the transport has stopped its queues."""
-        for nexus in self._nexuses.values():
-            nexus.detach()
-        self._nexuses.clear()
-        self._publish_luns()
+        for target in self.targets.values():
+            target.close()
+        self.targets.clear()
+        self.port.set_luns({})
         self.runtime.remove_port(self.port)
 
     # ── Features and configuration space ───────────────────────────────────────────────────────
@@ -165,8 +177,8 @@ class Hba:
         self.features = Feature(0)
         self._set_config(self._config.after_reset())
         self._events.clear()
-        for nexus in self._nexuses.values():
-            nexus.lost()
+        for target in self.targets.values():
+            target.nexus_loss()
 
     # ── Queues ─────────────────────────────────────────────────────────────────────────────────
 
@@ -245,15 +257,53 @@ class Hba:
     # ── What workers report (runtime.PortOwner) ────────────────────────────────────────────────
 
     def on_command(self, command: Command) -> None:
-        raise NotImplementedError
+        address = self._decode(command.lun)
+        if address is None:
+            command.fail(Response.BAD_TARGET)
+            return
+        target, lun = address
+        try:
+            later = handle(command, target, lun)
+        except DataOutTooShort:
+            command.fail(Response.OVERRUN)
+            return
+        if later is not None:
+            self._spawn(self._finish_later(command, later))
+
+    @staticmethod
+    async def _finish_later(command: Command, later: Coroutine[None, None, None]) -> None:
+        try:
+            await later
+        except DataOutTooShort:
+            command.fail(Response.OVERRUN)
+
+    def _decode(self, field: bytes) -> tuple[Target, int | None] | None:
+        """The target that a request's lun field names, with its LUN if that can be decoded."""
+        if field[0] == WELL_KNOWN:
+            # C1 01 names no target (5.6.6.1); the first one answers.
+            target = self.targets[min(self.targets)] if self.targets else None
+            level = field
+        else:
+            target = self.targets.get(field[1]) if field[0] == SINGLE_LEVEL else None
+            level = field[2:] + bytes(2)
+        return (target, decode_lun(level)) if target else None
 
     def on_control(self, control: Control) -> None:
-        task = asyncio.create_task(self._answer_control(control))
-        self._controls.add(task)
-        task.add_done_callback(self._controls.discard)
+        self._spawn(self._answer_control(control))
 
     async def _answer_control(self, control: Control) -> None:
         control.finish(await answer(self, control.request, control.reply_capacity))
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            # The dropped handle has answered FAILURE.
+            log.error("internal error in a request", exc_info=error)
 
     def on_event_buffers(self, queue: Queue) -> None:
         self._events.buffers_arrived()
@@ -265,8 +315,85 @@ class Hba:
     # ── Logical units ──────────────────────────────────────────────────────────────────────────
 
     def nexus(self, address: Address) -> Nexus | None:
-        return self._nexuses.get(address)
+        target, lun = address
+        return self.targets[target].find(lun) if target in self.targets else None
 
-    def nexuses_of(self, target: int) -> list[Nexus]:
-        """Of every unit of `target`, in the order of their LUNs."""
-        return [nexus for (t, _), nexus in sorted(self._nexuses.items()) if t == target]
+    def add_lun(self, address: Address, unit: LogicalUnit) -> None:
+        """Hot-plugs a logical unit. `ValueError` for an address out of range, or in use."""
+        self._attach(address, unit)
+        self._publish_luns()
+        self._send_hotplug(address, ResetReason.RESCAN)
+
+    async def remove_lun(self, address: Address) -> LogicalUnit:
+        """Unplugs a logical unit; its commands are complete on return. `KeyError` if none."""
+        target = self.targets[address[0]]
+        nexus = target.detach(address[1])
+        nexus.on_attention = None
+        if not target.nexuses:
+            del self.targets[address[0]]
+        self._publish_luns()
+        lu = nexus.data_plane.lu
+        await self.runtime.abort(Response.FAILURE, port=self.port, lu=lu)
+        self._send_hotplug(address, ResetReason.REMOVED)
+        return nexus.unit
+
+    @contextmanager
+    def resetting(self, nexus: Nexus) -> Iterator[None]:
+        """This HBA's driver resets the unit itself: it needs no event to know."""
+        self._resetting = nexus
+        try:
+            yield
+        finally:
+            self._resetting = None
+
+    def _attach(self, address: Address, unit: LogicalUnit) -> None:
+        number, lun = address
+        field = encode_lun(number, lun)
+        target = self.targets.get(number)
+        if target is None:
+            target = Target({lun: unit}, naa=self._target_name(number))
+            self.targets[number] = target
+            nexus = target.nexuses[lun]
+        else:
+            nexus = target.attach(lun, unit)
+        nexus.on_attention = partial(self._on_attention, nexus, field)
+
+    def _target_name(self, number: int) -> bytes:
+        """A locally assigned NAA name (SPC-6 7.7.6.6.4) of a target port, stable over restarts."""
+        digest = hashlib.sha256(f"target {self.initiator} {number}".encode()).digest()
+        return bytes([0x30 | digest[0] & 0xF]) + digest[1:8]
+
+    def _publish_luns(self) -> None:
+        """The LUN map to the workers, and the limits of all units to the driver."""
+        self.port.set_luns(
+            {
+                (number, lun): nexus.data_plane
+                for number, target in self.targets.items()
+                for lun, nexus in target.nexuses.items()
+            }
+        )
+        limits = [
+            nexus.unit.limits.max_transfer_blocks * nexus.unit.block_size // _SECTOR
+            for target in self.targets.values()
+            for nexus in target.nexuses.values()
+            if nexus.unit.limits.max_transfer_blocks
+        ]
+        config = replace(self._config, max_sectors=min(limits, default=MAX_SECTORS))
+        if config != self._config:
+            self._config = config
+            if self._link:
+                self._link.config_changed()
+
+    # ── Events ─────────────────────────────────────────────────────────────────────────────────
+
+    def _send_hotplug(self, address: Address, reason: ResetReason) -> None:
+        if Feature.SCSI_HOTPLUG in self.features:
+            self._events.send(Event(EventType.TRANSPORT_RESET, encode_lun(*address), reason))
+
+    def _on_attention(self, nexus: Nexus, field: bytes, code: Asc) -> None:
+        """A unit attention condition that the driver may be told of at once."""
+        asc, ascq = code >> 8, code & 0xFF
+        if asc == _PARAMETERS_CHANGED and Feature.SCSI_CHANGE in self.features:
+            self._events.send(Event(EventType.PARAM_CHANGE, field, asc | ascq << 8))
+        elif code == Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED and nexus is not self._resetting:
+            self._events.send(Event(EventType.TRANSPORT_RESET, field, ResetReason.HARD))

@@ -7,12 +7,14 @@ import hashlib
 import logging
 import signal
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vscsi_emu.backends import BackendError, SpecError, open_backend
 from vscsi_emu.hba import Hba
 from vscsi_emu.runtime import Runtime, usable_cpus
-from vscsi_emu.scsi import Identity, LogicalUnit
+from vscsi_emu.scsi.identity import Identity
+from vscsi_emu.scsi.unit import LogicalUnit
 from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, adopt, listen
 
 if TYPE_CHECKING:
@@ -73,10 +75,10 @@ class Service:
         await self._stack.aclose()
 
     def _open(self, stack: AsyncExitStack) -> None:
-        for lun in self._config.luns:
-            self.units[lun.name] = self._open_unit(lun, stack)
+        backends = {lun.name: _open_backend(lun, stack) for lun in self._config.luns}
         runtime = Runtime(self._workers, io_uring=self._io_uring)
         stack.push_async_callback(runtime.close)
+        self.units = {name: logical_unit(backends[name], runtime) for name in backends}
         for wanted in self._config.hbas:
             hba = Hba(
                 runtime,
@@ -91,23 +93,6 @@ class Service:
             server = _server(wanted, hba)
             stack.callback(server.close)
             self._servers.append(server)
-
-    @staticmethod
-    def _open_unit(lun: LunConfig, stack: AsyncExitStack) -> LogicalUnit:
-        try:
-            backend = open_backend(lun.spec, name=lun.name)
-        except (BackendError, SpecError) as error:
-            raise StartError(str(error)) from None
-
-        async def close() -> None:
-            try:
-                await asyncio.to_thread(backend.flush)
-            except OSError as error:
-                log.error("%s: cannot be flushed: %s", lun.spec, error.strerror)
-            backend.close()
-
-        stack.push_async_callback(close)
-        return logical_unit(backend)
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Until `stop` is set, or every socket that came connected was left by its front end."""
@@ -136,9 +121,42 @@ class Service:
         ]
 
 
-def logical_unit(backend: Backend) -> LogicalUnit:
+def _open_backend(lun: LunConfig, stack: AsyncExitStack) -> Backend:
+    try:
+        backend = open_backend(lun.spec, name=lun.name)
+    except (BackendError, SpecError) as error:
+        raise StartError(str(error)) from None
+
+    async def close() -> None:
+        try:
+            await asyncio.to_thread(backend.flush)
+        except OSError as error:
+            log.error("%s: cannot be flushed: %s", lun.spec, error.strerror)
+        backend.close()
+
+    stack.push_async_callback(close)
+    return backend
+
+
+def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
     """The logical unit that a backend's options describe."""
-    raise NotImplementedError
+    spec = backend.spec
+    names = {"vendor": spec.vendor, "product": spec.product}
+    return LogicalUnit(
+        backend.engine,
+        Identity(
+            backend.serial,
+            bytes.fromhex(backend.naa),
+            **{name: text for name, text in names.items() if text is not None},
+        ),
+        block_size=backend.block_size,
+        read_only=spec.read_only,
+        rotation_rate=backend.rotation_rate,
+        discard=spec.discard,
+        write_cache=spec.write_cache,
+        flush=partial(asyncio.to_thread, backend.flush),
+        quiesce=runtime.quiesce,
+    )
 
 
 def attach_line(config: HbaConfig, hba: Hba) -> str:

@@ -15,8 +15,10 @@ from vscsi_emu.virtio.config import ByteOrder
 LUN_SIZE: Final = 8
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
+SINGLE_LEVEL: Final = 0x01
+"""First byte of a lun field that goes on with a target and a single-level LUN."""
 WELL_KNOWN: Final = 0xC1
-"""First byte of the lun field for a target's well-known logical units."""
+"""First byte of the lun field of well-known logical units."""
 
 
 class Response(IntEnum):
@@ -104,7 +106,7 @@ def encode_lun(target: int, lun: int) -> bytes:
         raise ValueError(f"target {target} is not within 0 to {MAX_TARGET}")
     if not 0 <= lun <= MAX_LUN:
         raise ValueError(f"LUN {lun} is not within 0 to {MAX_LUN}")
-    return struct.pack(">BBH4x", 1, target, lun if lun <= 0xFF else 0x4000 | lun)
+    return struct.pack(">BBH4x", SINGLE_LEVEL, target, lun if lun <= 0xFF else 0x4000 | lun)
 
 
 def decode_lun(field: bytes) -> tuple[int, int] | None:
@@ -115,7 +117,7 @@ def decode_lun(field: bytes) -> tuple[int, int] | None:
     """
     first, target, level, rest = struct.unpack(">BBHI", field)
     method = level >> 14
-    if first != 1 or rest or method > 1 or (method == 0 and level > 0xFF):
+    if first != SINGLE_LEVEL or rest or method > 1 or (method == 0 and level > 0xFF):
         return None
     return target, level & 0x3FFF
 
