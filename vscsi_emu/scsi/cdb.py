@@ -1,0 +1,195 @@
+"""How a command is declared: once, with its CDB fields by name.
+
+The CDB usage map, the check of reserved bits, REPORT SUPPORTED OPERATION CODES and the route table
+of the data plane all follow from the declaration.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+from vscsi_emu.scsi.sense import invalid_field_in_cdb
+
+if TYPE_CHECKING:
+    from vscsi_emu.scsi.request import Request
+
+Handler = Callable[["Request"], "bytes | Awaitable[bytes]"]
+"""Answers a command with its data-in; raises `ScsiError`. Work that must wait is `async`."""
+
+SERVICE_ACTION_OPCODES: Final = frozenset({0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB})
+"""Operation codes with a SERVICE ACTION in byte 1, bits 4 to 0 (SPC-6 4.2.2.2)."""
+SERVICE_ACTION_MASK: Final = 0x1F
+
+
+class Route(enum.IntEnum):
+    """Who executes a command; the data plane's ``ROUTE_*``."""
+
+    PYTHON = 0
+    READ = 1
+    WRITE = 2
+    MEDIA = 3
+
+
+class Flag(enum.Flag):
+    NONE = 0
+    SKIPS_ATTENTION = enum.auto()
+    """Is processed whatever unit attention is pending (SAM-6 5.14)."""
+    NEEDS_READY = enum.auto()
+    """Ends with NOT READY while the unit is stopped (SBC-5 4.20)."""
+    ANY_LUN = enum.auto()
+    """Is answered for an absent logical unit too (SAM-6 4.7.4)."""
+    WELL_KNOWN = enum.auto()
+    """Is supported by the REPORT LUNS well known logical unit (SPC-6 8.2)."""
+
+
+class Feature(enum.Flag):
+    """What a logical unit has, where a command or a field depends on it."""
+
+    NONE = 0
+    THIN = enum.auto()
+    """Logical block provisioning management (SBC-5 4.7)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A CDB field: `size` bytes from `byte` on, big-endian; bits `high`..`low` where it is one."""
+
+    byte: int
+    size: int = 1
+    high: int = 7
+    low: int = 0
+    needs: Feature = Feature.NONE
+
+    @property
+    def mask(self) -> bytes:
+        """The field's bits, `size` bytes. `high` bounds the first byte, `low` the last one."""
+        width = self.size * 8 - (7 - self.high)
+        return ((1 << width) - (1 << self.low)).to_bytes(self.size)
+
+    def extract(self, cdb: bytes) -> int:
+        value = int.from_bytes(cdb[self.byte : self.byte + self.size])
+        return (value & int.from_bytes(self.mask)) >> self.low
+
+
+def bit(byte: int, number: int, needs: Feature = Feature.NONE) -> Field:
+    """A one-bit field."""
+    return Field(byte, high=number, low=number, needs=needs)
+
+
+class Cdb(Mapping[str, int]):
+    """The fields of a received CDB, by name."""
+
+    def __init__(self, command: CommandType, raw: bytes) -> None:
+        self.command = command
+        self.raw = raw
+
+    def __getitem__(self, name: str) -> int:
+        return self.command.fields[name].extract(self.raw)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.command.fields)
+
+    def __len__(self) -> int:
+        return len(self.command.fields)
+
+
+@dataclass(frozen=True)
+class CommandType:
+    """One (operation code, service action)."""
+
+    name: str
+    opcode: int
+    length: int
+    """Bytes of the CDB."""
+    fields: Mapping[str, Field]
+    """Opcode, service action and CONTROL are not among them: every CDB has those."""
+    service_action: int | None = None
+    route: Route = Route.PYTHON
+    flags: Flag = Flag.NONE
+    needs: Feature = Feature.NONE
+    handler: Handler | None = None
+    """None: the data plane executes it."""
+
+    def for_features(self, features: Feature) -> CommandType | None:
+        """The command as a unit with `features` supports it, None if it does not."""
+        if self.needs not in features:
+            return None
+        fields = {name: field for name, field in self.fields.items() if field.needs in features}
+        return CommandType(**{**vars(self), "fields": MappingProxyType(fields)})
+
+    @cached_property
+    def usage_map(self) -> bytes:
+        """CDB USAGE DATA (SPC-6 6.39.3). CONTROL is 0: neither NACA nor vendor bits are used."""
+        usage = bytearray(self.length)
+        usage[0] = self.opcode
+        if self.service_action is not None:
+            usage[1] = self.service_action
+        for field in self.fields.values():
+            for offset, mask in enumerate(field.mask, field.byte):
+                usage[offset] |= mask
+        return bytes(usage)
+
+    def parse(self, cdb: bytes) -> Cdb:
+        """The fields of `cdb`; refuses set bits outside of them, with a field pointer.
+
+        A CDB is zero-padded where the transport carries fewer bytes than the command has.
+        """
+        raw = cdb[: self.length].ljust(self.length, b"\0")
+        for offset in range(1, self.length):
+            allowed = self.usage_map[offset]
+            if offset == 1 and self.service_action is not None:
+                allowed |= SERVICE_ACTION_MASK
+            if wrong := raw[offset] & ~allowed:
+                raise invalid_field_in_cdb(offset, wrong.bit_length() - 1)
+        return Cdb(self, raw)
+
+
+def command(
+    name: str,
+    opcode: int,
+    length: int,
+    *,
+    service_action: int | None = None,
+    flags: Flag = Flag.NONE,
+    **fields: Field,
+) -> Callable[[Handler], CommandType]:
+    """Declares a command that the decorated function handles."""
+
+    def declare(handler: Handler) -> CommandType:
+        return CommandType(
+            name,
+            opcode,
+            length,
+            MappingProxyType(fields),
+            service_action=service_action,
+            flags=flags,
+            handler=handler,
+        )
+
+    return declare
+
+
+def media_command(
+    name: str,
+    opcode: int,
+    length: int,
+    route: Route,
+    *,
+    needs: Feature = Feature.NONE,
+    **fields: Field,
+) -> CommandType:
+    """Declares a command that the data plane executes."""
+    return CommandType(
+        name,
+        opcode,
+        length,
+        MappingProxyType(fields),
+        route=route,
+        flags=Flag.NEEDS_READY,
+        needs=needs,
+    )

@@ -1,0 +1,25 @@
+"""Every command, one module a family. A new declaration in a family is in the table by itself."""
+
+from typing import Final
+
+from vscsi_emu.scsi.cdb import CommandType
+from vscsi_emu.scsi.commands import (
+    capacity,
+    diagnostic,
+    inquiry,
+    log,
+    media,
+    mode,
+    power,
+    report,
+    sense,
+)
+
+_FAMILIES: Final = (capacity, diagnostic, inquiry, log, media, mode, power, report, sense)
+
+ALL: Final = tuple(
+    entry
+    for family in _FAMILIES
+    for entry in vars(family).values()
+    if isinstance(entry, CommandType)
+)

@@ -1,0 +1,31 @@
+"""READ CAPACITY (SBC-5 5.20, 5.21)."""
+
+import struct
+from typing import Final
+
+from vscsi_emu.scsi.cdb import Field, command
+from vscsi_emu.scsi.request import Request
+
+_LBPME: Final = 0x80
+_LBPRZ: Final = 0x40
+
+
+@command("READ CAPACITY(10)", 0x25, 10)
+def read_capacity_10(request: Request) -> bytes:
+    """FFFFFFFFh for a last LBA that only READ CAPACITY(16) can say."""
+    unit = request.unit
+    return struct.pack(">II", min(unit.blocks - 1, 0xFFFF_FFFF), unit.block_size)
+
+
+@command("READ CAPACITY(16)", 0x9E, 16, service_action=0x10, allocation_length=Field(10, 4))
+def read_capacity_16(request: Request) -> bytes:
+    unit = request.unit
+    return struct.pack(
+        ">QIBBBB16x",
+        unit.blocks - 1,
+        unit.block_size,
+        0,
+        unit.physical_block_exponent,
+        _LBPME | _LBPRZ if unit.thin else 0,
+        0,
+    )

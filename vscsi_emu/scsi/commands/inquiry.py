@@ -1,0 +1,82 @@
+"""INQUIRY (SPC-6 6.7): standard data here, vital product data in `vpd`."""
+
+import struct
+from typing import Final
+
+from vscsi_emu.scsi.cdb import Field, Flag, bit, command
+from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
+from vscsi_emu.scsi.request import Request
+from vscsi_emu.scsi.sense import invalid_field_in_cdb
+from vscsi_emu.scsi.vpd import PageContext, vpd_page
+
+_DIRECT_ACCESS: Final = 0x00
+_WELL_KNOWN: Final = 0x1E
+_ABSENT: Final = 0x7F
+"""Peripheral qualifier 011b, device type 1Fh: no logical unit is, or could be, here."""
+
+_TARGET_NAMES: Final = (b"VSCSIEMU", b"Target".ljust(16), b"0001")
+"""Vendor, product and revision where no logical unit has its own."""
+
+_SPC_4: Final = 6
+_HISUP: Final = 0x10
+_RESPONSE_DATA_FORMAT: Final = 2
+_CMDQUE: Final = 0x02
+_VERSION_DESCRIPTORS: Final = (
+    0x00A0,  # SAM-5
+    0x0460,  # SPC-4
+    0x04C0,  # SBC-3
+)
+_SIZE: Final = 96
+_LAYOUT: Final = struct.Struct(">8B8s16s4s22x8H22x")
+assert _LAYOUT.size == _SIZE
+
+
+@command(
+    "INQUIRY",
+    0x12,
+    6,
+    flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN,
+    evpd=bit(1, 0),
+    page_code=Field(2),
+    allocation_length=Field(3, 2),
+)
+def inquiry(request: Request) -> bytes:
+    """Standard INQUIRY data, or the VPD page asked for."""
+    peripheral = _peripheral(request)
+    if request.cdb["evpd"]:
+        nexus = request.target.find(request.lun)
+        context = PageContext(peripheral, nexus.unit if nexus else None, request.target)
+        page = vpd_page(request.cdb["page_code"], context)
+        if page is None:
+            raise invalid_field_in_cdb(2, 7)
+        return page
+    if request.cdb["page_code"]:
+        raise invalid_field_in_cdb(2, 7)
+    return _standard(request, peripheral)
+
+
+def _peripheral(request: Request) -> int:
+    if request.target.find(request.lun) is not None:
+        return _DIRECT_ACCESS
+    return _WELL_KNOWN if request.lun == REPORT_LUNS_WLUN else _ABSENT
+
+
+def _standard(request: Request, peripheral: int) -> bytes:
+    nexus = request.target.find(request.lun)
+    names = _TARGET_NAMES
+    if nexus is not None:
+        identity = nexus.unit.identity
+        names = (identity.vendor_field, identity.product_field, identity.revision_field)
+    descriptors = (*_VERSION_DESCRIPTORS, *(0,) * (8 - len(_VERSION_DESCRIPTORS)))
+    return _LAYOUT.pack(
+        peripheral,
+        0,
+        _SPC_4,
+        _HISUP | _RESPONSE_DATA_FORMAT,
+        _SIZE - 5,
+        0,
+        0,
+        _CMDQUE,
+        *names,
+        *descriptors,
+    )

@@ -1,0 +1,119 @@
+"""SBC-5 commands on the medium: declared here, executed by the data plane."""
+
+from vscsi_emu.scsi.cdb import Feature, Field, Route, bit, media_command
+
+_DPO = bit(1, 4)
+_FUA = bit(1, 3)
+_BYTCHK = Field(1, high=2, low=1)
+_LBA_6 = Field(1, 3, high=4)
+_LBA_10 = Field(2, 4)
+_LBA_16 = Field(2, 8)
+_BLOCKS_6 = Field(4)
+_BLOCKS_10 = Field(7, 2)
+_BLOCKS_12 = Field(6, 4)
+_BLOCKS_16 = Field(10, 4)
+
+READ_6 = media_command("READ(6)", 0x08, 6, Route.READ, lba=_LBA_6, blocks=_BLOCKS_6)
+READ_10 = media_command(
+    "READ(10)", 0x28, 10, Route.READ, dpo=_DPO, fua=_FUA, lba=_LBA_10, blocks=_BLOCKS_10
+)
+READ_12 = media_command(
+    "READ(12)", 0xA8, 12, Route.READ, dpo=_DPO, fua=_FUA, lba=_LBA_10, blocks=_BLOCKS_12
+)
+READ_16 = media_command(
+    "READ(16)", 0x88, 16, Route.READ, dpo=_DPO, fua=_FUA, lba=_LBA_16, blocks=_BLOCKS_16
+)
+
+WRITE_6 = media_command("WRITE(6)", 0x0A, 6, Route.WRITE, lba=_LBA_6, blocks=_BLOCKS_6)
+WRITE_10 = media_command(
+    "WRITE(10)", 0x2A, 10, Route.WRITE, dpo=_DPO, fua=_FUA, lba=_LBA_10, blocks=_BLOCKS_10
+)
+WRITE_12 = media_command(
+    "WRITE(12)", 0xAA, 12, Route.WRITE, dpo=_DPO, fua=_FUA, lba=_LBA_10, blocks=_BLOCKS_12
+)
+WRITE_16 = media_command(
+    "WRITE(16)", 0x8A, 16, Route.WRITE, dpo=_DPO, fua=_FUA, lba=_LBA_16, blocks=_BLOCKS_16
+)
+
+WRITE_AND_VERIFY_10 = media_command(
+    "WRITE AND VERIFY(10)",
+    0x2E,
+    10,
+    Route.WRITE,
+    dpo=_DPO,
+    bytchk=_BYTCHK,
+    lba=_LBA_10,
+    blocks=_BLOCKS_10,
+)
+WRITE_AND_VERIFY_12 = media_command(
+    "WRITE AND VERIFY(12)",
+    0xAE,
+    12,
+    Route.WRITE,
+    dpo=_DPO,
+    bytchk=_BYTCHK,
+    lba=_LBA_10,
+    blocks=_BLOCKS_12,
+)
+WRITE_AND_VERIFY_16 = media_command(
+    "WRITE AND VERIFY(16)",
+    0x8E,
+    16,
+    Route.WRITE,
+    dpo=_DPO,
+    bytchk=_BYTCHK,
+    lba=_LBA_16,
+    blocks=_BLOCKS_16,
+)
+
+VERIFY_10 = media_command(
+    "VERIFY(10)", 0x2F, 10, Route.MEDIA, dpo=_DPO, bytchk=_BYTCHK, lba=_LBA_10, blocks=_BLOCKS_10
+)
+VERIFY_12 = media_command(
+    "VERIFY(12)", 0xAF, 12, Route.MEDIA, dpo=_DPO, bytchk=_BYTCHK, lba=_LBA_10, blocks=_BLOCKS_12
+)
+VERIFY_16 = media_command(
+    "VERIFY(16)", 0x8F, 16, Route.MEDIA, dpo=_DPO, bytchk=_BYTCHK, lba=_LBA_16, blocks=_BLOCKS_16
+)
+
+SYNCHRONIZE_CACHE_10 = media_command(
+    "SYNCHRONIZE CACHE(10)",
+    0x35,
+    10,
+    Route.MEDIA,
+    immed=bit(1, 1),
+    lba=_LBA_10,
+    blocks=_BLOCKS_10,
+)
+SYNCHRONIZE_CACHE_16 = media_command(
+    "SYNCHRONIZE CACHE(16)",
+    0x91,
+    16,
+    Route.MEDIA,
+    immed=bit(1, 1),
+    lba=_LBA_16,
+    blocks=_BLOCKS_16,
+)
+
+WRITE_SAME_10 = media_command(
+    "WRITE SAME(10)",
+    0x41,
+    10,
+    Route.WRITE,
+    unmap=bit(1, 3, needs=Feature.THIN),
+    lba=_LBA_10,
+    blocks=_BLOCKS_10,
+)
+WRITE_SAME_16 = media_command(
+    "WRITE SAME(16)",
+    0x93,
+    16,
+    Route.WRITE,
+    unmap=bit(1, 3, needs=Feature.THIN),
+    ndob=bit(1, 0),
+    lba=_LBA_16,
+    blocks=_BLOCKS_16,
+)
+UNMAP = media_command(
+    "UNMAP", 0x42, 10, Route.WRITE, needs=Feature.THIN, parameter_list_length=Field(7, 2)
+)

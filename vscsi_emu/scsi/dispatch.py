@@ -1,0 +1,84 @@
+"""From a command to its answer: table, unit attention, CDB check, handler (SAM-6 5, SPC-6 4.2)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Coroutine, Iterator
+from contextlib import contextmanager
+
+from vscsi_emu.scsi.cdb import CommandType, Flag
+from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
+from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.request import Command, Reply, Request
+from vscsi_emu.scsi.sense import Asc, DataOutTooShort, ScsiError, SenseKey
+from vscsi_emu.scsi.table import absent_table, well_known_table
+from vscsi_emu.scsi.target import Target
+
+log = logging.getLogger(__name__)
+
+
+def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None, None, None] | None:
+    """Answers a command, or hands a media command back to the data plane.
+
+    `lun`: 0 to 16383, `REPORT_LUNS_WLUN`, or None for one that cannot be decoded. A command that
+    must wait comes back as a coroutine: run it, and the command is answered when it ends.
+    Raises, or the coroutine does, `DataOutTooShort` only: the answer is then the transport's.
+    """
+    nexus = target.find(lun)
+    reply = Reply(command, nexus)
+    with _answering(reply):
+        found = _find(command.cdb, lun, nexus)
+        if nexus is not None and Flag.SKIPS_ATTENTION not in found.flags:
+            nexus.report()
+        cdb = found.parse(command.cdb)
+        if nexus is not None and nexus.unit.stopped and Flag.NEEDS_READY in found.flags:
+            raise ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
+        if found.handler is None:
+            reply.execute()
+            return None
+        request = Request(command, target, lun, cdb, reply)
+        answer = found.handler(request)
+        if not isinstance(answer, bytes):
+            return _answer_later(request, answer)
+        reply.good(request.limit(answer))
+    return None
+
+
+async def _answer_later(request: Request, answer: Awaitable[bytes]) -> None:
+    with _answering(request.reply):
+        data = await answer
+        if not request.reply.given:
+            request.reply.good(request.limit(data))
+
+
+def _find(cdb: bytes, lun: int | None, nexus: Nexus | None) -> CommandType:
+    if nexus is not None:
+        return nexus.unit.commands.find(cdb)
+    if lun == REPORT_LUNS_WLUN:
+        return well_known_table().find(cdb)
+    try:
+        return absent_table().find(cdb)
+    except ScsiError:
+        raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED) from None
+
+
+@contextmanager
+def _answering(reply: Reply) -> Iterator[None]:
+    """No command stays without an answer, whatever happens inside."""
+    try:
+        yield
+    except DataOutTooShort:
+        raise
+    except ScsiError as error:
+        _refuse(reply, error)
+    except Exception:
+        log.exception("internal error in a SCSI command")
+        _refuse(reply, ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE))
+
+
+def _refuse(reply: Reply, error: ScsiError) -> None:
+    if reply.given:
+        # IMMED: GOOD is out already. The next command would carry this as a deferred error.
+        log.error("after its status, a command ended with %s", error)
+    else:
+        reply.check_condition(error)

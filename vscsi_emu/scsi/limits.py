@@ -1,0 +1,49 @@
+"""What a logical unit bounds: Block Limits VPD page and data plane alike (SBC-5 6.6.4)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Final, Self
+
+_MAX_TRANSFER: Final = 32 << 20
+_DISCARD_UNIT: Final = 4096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """In logical blocks unless the name says otherwise. 0 is "not reported" and "no limit"."""
+
+    max_transfer_blocks: int = 0
+    optimal_transfer_blocks: int = 0
+    optimal_granularity_blocks: int = 0
+    max_write_same_blocks: int = 0
+    max_unmap_blocks: int = 0
+    max_unmap_descriptors: int = 0
+    unmap_granularity_blocks: int = 0
+    unmap_alignment: int = 0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            top = _WIDTHS.get(field.name, 0xFFFF_FFFF)
+            value = getattr(self, field.name)
+            if not 0 <= value <= top:
+                raise ValueError(f"{field.name} {value} is not within 0 to {top}")
+
+    @classmethod
+    def default(cls, block_size: int) -> Self:
+        """32 MiB a transfer; what one UNMAP or WRITE SAME may do stays a short piece of work."""
+        return cls(
+            max_transfer_blocks=_MAX_TRANSFER // block_size,
+            max_write_same_blocks=1 << 15,
+            max_unmap_blocks=1 << 20,
+            max_unmap_descriptors=256,
+            unmap_granularity_blocks=max(1, _DISCARD_UNIT // block_size),
+        )
+
+
+_WIDTHS: Final = {
+    "optimal_granularity_blocks": 0xFFFF,
+    "unmap_alignment": 0x7FFF_FFFF,
+    "max_write_same_blocks": 0xFFFF_FFFF_FFFF_FFFF,
+}
+"""The greatest value of the fields that have not 4 bytes."""

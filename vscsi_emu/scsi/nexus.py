@@ -1,0 +1,83 @@
+"""I_T_L nexus: what one initiator port's way to a logical unit remembers (SAM-6 5.14)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Final
+
+from vscsi_emu import _dataplane
+from vscsi_emu.scsi.sense import Asc, unit_attention
+
+if TYPE_CHECKING:
+    from vscsi_emu.scsi.unit import LogicalUnit
+
+_RESETS: Final = (
+    Asc.POWER_ON_OCCURRED,
+    Asc.DEVICE_INTERNAL_RESET,
+    Asc.SCSI_BUS_RESET_OCCURRED,
+    Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED,
+    Asc.I_T_NEXUS_LOSS_OCCURRED,
+)
+"""Unit attention precedence, highest first; all others come after these (SAM-6 5.14.2)."""
+
+
+class Nexus:
+    """Unit attention conditions pending here, and the gate that they close.
+
+    `on_attention` is called with each code as it is established.
+    """
+
+    def __init__(self, unit: LogicalUnit) -> None:
+        self.unit = unit
+        self.data_plane: Final = _dataplane.Nexus(unit.data_plane)
+        self.on_attention: Callable[[Asc], None] | None = None
+        self._pending: list[Asc] = []
+        self.establish(Asc.POWER_ON_OCCURRED)
+
+    @property
+    def pending(self) -> tuple[Asc, ...]:
+        """Unit attention conditions in the order in which they will be reported."""
+        return tuple(self._pending)
+
+    def establish(self, code: Asc) -> None:
+        """Establishes a unit attention condition, once; no media command overtakes it.
+
+        A reset takes the place of those of lower precedence, whose effects it includes.
+        """
+        if code in _RESETS:
+            reset = [pending for pending in self._pending if pending in _RESETS]
+            best = min([code, *reset], key=_RESETS.index)
+            others = [pending for pending in self._pending if pending not in _RESETS]
+            self._pending = [best, *others]
+        elif code not in self._pending:
+            self._pending.append(code)
+        self.update_gate()
+        if self.on_attention is not None:
+            self.on_attention(code)
+
+    def take(self) -> Asc | None:
+        """The condition to report now; it is pending no more."""
+        if not self._pending:
+            return None
+        code = self._pending.pop(0)
+        self.update_gate()
+        return code
+
+    def report(self) -> None:
+        """Raises the condition to report now, if there is one."""
+        code = self.take()
+        if code is not None:
+            raise unit_attention(code)
+
+    def clear(self, code: Asc) -> None:
+        """Forgets a condition without reporting it."""
+        if code in self._pending:
+            self._pending.remove(code)
+            self.update_gate()
+
+    def update_gate(self) -> None:
+        """Media commands come to Python while a condition is pending or the unit is stopped."""
+        if self._pending or self.unit.stopped:
+            self.data_plane.close(_dataplane.CLASS_ALL)
+        else:
+            self.data_plane.open(_dataplane.CLASS_ALL)

@@ -1,0 +1,110 @@
+"""Sense keys, additional sense codes, and what becomes CHECK CONDITION (SPC-6 4.4)."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+from vscsi_emu import _dataplane
+
+
+class SenseKey(IntEnum):
+    """SPC-6 4.4.7."""
+
+    NO_SENSE = 0x0
+    RECOVERED_ERROR = 0x1
+    NOT_READY = 0x2
+    MEDIUM_ERROR = 0x3
+    HARDWARE_ERROR = 0x4
+    ILLEGAL_REQUEST = 0x5
+    UNIT_ATTENTION = 0x6
+    DATA_PROTECT = 0x7
+    BLANK_CHECK = 0x8
+    COPY_ABORTED = 0xA
+    ABORTED_COMMAND = 0xB
+    MISCOMPARE = 0xE
+
+
+class Asc(IntEnum):
+    """Additional sense codes: ASC in the high byte, ASCQ in the low one (SPC-6 annex F)."""
+
+    NO_ADDITIONAL_SENSE = 0x0000
+    INITIALIZING_COMMAND_REQUIRED = 0x0402
+    WRITE_ERROR = 0x0C00
+    PARAMETER_LIST_LENGTH_ERROR = 0x1A00
+    INVALID_COMMAND_OPERATION_CODE = 0x2000
+    INVALID_FIELD_IN_CDB = 0x2400
+    LOGICAL_UNIT_NOT_SUPPORTED = 0x2500
+    INVALID_FIELD_IN_PARAMETER_LIST = 0x2600
+    POWER_ON_OCCURRED = 0x2901
+    SCSI_BUS_RESET_OCCURRED = 0x2902
+    BUS_DEVICE_RESET_FUNCTION_OCCURRED = 0x2903
+    DEVICE_INTERNAL_RESET = 0x2904
+    I_T_NEXUS_LOSS_OCCURRED = 0x2907
+    MODE_PARAMETERS_CHANGED = 0x2A01
+    CAPACITY_DATA_HAS_CHANGED = 0x2A09
+    COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = 0x2F00
+    SAVING_PARAMETERS_NOT_SUPPORTED = 0x3900
+    LOGICAL_UNIT_FAILED_SELF_TEST = 0x3E03
+    REPORTED_LUNS_DATA_HAS_CHANGED = 0x3F0E
+    INTERNAL_TARGET_FAILURE = 0x4400
+
+
+class ScsiError(Exception):
+    """Ends a command with CHECK CONDITION and this sense data.
+
+    `field` and `bit` are the field pointer of ILLEGAL REQUEST: a byte offset and the number of
+    the most significant wrong bit in it; `in_cdb` says whether in the CDB or the parameter list.
+    """
+
+    def __init__(
+        self,
+        key: SenseKey,
+        code: Asc,
+        *,
+        field: int | None = None,
+        bit: int | None = None,
+        in_cdb: bool = True,
+        information: int | None = None,
+    ) -> None:
+        super().__init__(f"{key.name} {code.name}")
+        self.key = key
+        self.code = code
+        self.field = field
+        self.bit = bit
+        self.in_cdb = in_cdb
+        self.information = information
+
+    def sense(self, *, descriptor: bool) -> bytes:
+        """Sense data in descriptor or fixed format."""
+        return _dataplane.build_sense(
+            self.key,
+            self.code >> 8,
+            self.code & 0xFF,
+            descriptor=descriptor,
+            information=self.information,
+            field=self.field,
+            bit=self.bit,
+            in_cdb=self.in_cdb,
+        )
+
+
+class DataOutTooShort(Exception):
+    """The CDB asks for more data-out than the command came with; the transport has the answer."""
+
+
+def invalid_field_in_cdb(field: int, bit: int | None = None) -> ScsiError:
+    return ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_FIELD_IN_CDB, field=field, bit=bit)
+
+
+def invalid_field_in_parameter_list(field: int, bit: int | None = None) -> ScsiError:
+    return ScsiError(
+        SenseKey.ILLEGAL_REQUEST,
+        Asc.INVALID_FIELD_IN_PARAMETER_LIST,
+        field=field,
+        bit=bit,
+        in_cdb=False,
+    )
+
+
+def unit_attention(code: Asc) -> ScsiError:
+    return ScsiError(SenseKey.UNIT_ATTENTION, code)

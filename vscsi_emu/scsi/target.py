@@ -1,0 +1,83 @@
+"""A SCSI target port as one initiator port sees it: an I_T nexus and its logical units."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from vscsi_emu.scsi.identity import check_naa
+from vscsi_emu.scsi.lun import MAX_LUN
+from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.sense import Asc
+from vscsi_emu.scsi.unit import LogicalUnit
+
+
+class Target:
+    """LUN → nexus. `naa` names the target port, `relative_port` numbers it (SPC-6 7.7.6)."""
+
+    def __init__(
+        self,
+        luns: Mapping[int, LogicalUnit],
+        *,
+        naa: bytes | None = None,
+        relative_port: int = 1,
+    ) -> None:
+        if naa is not None:
+            check_naa(naa)
+        if not 1 <= relative_port <= 0xFFFF:
+            raise ValueError(f"relative target port {relative_port} is not within 1 to 65535")
+        self.naa: Final = naa
+        self.relative_port: Final = relative_port
+        self.nexuses: Final[dict[int, Nexus]] = {}
+        for lun, unit in luns.items():
+            self._connect(lun, unit)
+
+    @property
+    def luns(self) -> list[int]:
+        """The LUN inventory, sorted, without well known logical units."""
+        return sorted(self.nexuses)
+
+    def find(self, lun: int | None) -> Nexus | None:
+        """The nexus at a LUN; None for a LUN that no logical unit has."""
+        return self.nexuses.get(lun) if lun is not None else None
+
+    def attach(self, lun: int, unit: LogicalUnit) -> Nexus:
+        """A logical unit more; the others report REPORTED LUNS DATA HAS CHANGED, and so does it."""
+        nexus = self._connect(lun, unit)
+        self._inventory_changed()
+        return nexus
+
+    def detach(self, lun: int) -> Nexus:
+        """A logical unit less; `KeyError` if there is none. Its commands are the caller's."""
+        nexus = self.nexuses.pop(lun)
+        nexus.unit.disconnect(nexus)
+        self._inventory_changed()
+        return nexus
+
+    def nexus_loss(self) -> None:
+        """I_T nexus loss (SAM-6 6.3.4), once the commands of this nexus are aborted."""
+        for nexus in self.nexuses.values():
+            nexus.establish(Asc.I_T_NEXUS_LOSS_OCCURRED)
+
+    def close(self) -> None:
+        """Gives all nexuses up, when the initiator port itself goes away."""
+        for nexus in self.nexuses.values():
+            nexus.unit.disconnect(nexus)
+        self.nexuses.clear()
+
+    def inventory_reported(self) -> None:
+        """The initiator port knows the inventory: no unit need tell it any more (SPC-6 6.33)."""
+        for nexus in self.nexuses.values():
+            nexus.clear(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+
+    def _inventory_changed(self) -> None:
+        for nexus in self.nexuses.values():
+            nexus.establish(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
+
+    def _connect(self, lun: int, unit: LogicalUnit) -> Nexus:
+        if not 0 <= lun <= MAX_LUN:
+            raise ValueError(f"LUN {lun} is not within 0 to {MAX_LUN}")
+        if lun in self.nexuses:
+            raise ValueError(f"LUN {lun} is taken")
+        nexus = self.nexuses[lun] = unit.connect()
+        return nexus

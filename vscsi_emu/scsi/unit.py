@@ -1,0 +1,187 @@
+"""The logical unit: its state, and the policy that the data plane obeys."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from vscsi_emu import _dataplane
+from vscsi_emu.scsi.cdb import Feature
+from vscsi_emu.scsi.identity import Identity
+from vscsi_emu.scsi.limits import Limits
+from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
+from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
+from vscsi_emu.scsi.table import CommandTable, command_table
+
+
+async def _nothing(*_: object) -> None:
+    pass
+
+
+class LogicalUnit:
+    """A direct access block device (SBC-5), shared by all its nexuses.
+
+    - `block_size`: bytes of a logical block; `physical_block_exponent`: a physical block has two
+      to the power of it logical ones.
+    - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-5 6.6.3).
+    - `discard`: thin provisioning is offered where the engine really frees space.
+    - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
+      `quiesce(lu)` returns when the commands that run in the data plane now are done.
+    """
+
+    def __init__(
+        self,
+        engine: _dataplane.Engine,
+        identity: Identity,
+        *,
+        block_size: int = 512,
+        physical_block_exponent: int = 0,
+        read_only: bool = False,
+        rotation_rate: int = 1,
+        discard: bool = True,
+        write_cache: bool = True,
+        limits: Limits | None = None,
+        flush: Callable[[], Awaitable[None]] = _nothing,
+        quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
+    ) -> None:
+        if rotation_rate not in (0, 1) and not 0x401 <= rotation_rate <= 0xFFFE:
+            raise ValueError(f"rotation rate {rotation_rate} is not 0, 1 or 1025 to 65534")
+        if not 0 <= physical_block_exponent <= 15:
+            raise ValueError(f"physical block exponent {physical_block_exponent} is not 0 to 15")
+        self.identity: Final = identity
+        self.block_size: Final = block_size
+        self.physical_block_exponent: Final = physical_block_exponent
+        self.read_only: Final = read_only
+        self.rotation_rate: Final = rotation_rate
+        self.features: Final = Feature.THIN if discard and engine.can_discard else Feature.NONE
+        self.limits: Final = limits or Limits.default(block_size)
+        self.commands: Final[CommandTable] = command_table(self.features)
+        self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
+        self.stopped = False
+        self.nexuses: Final[list[Nexus]] = []
+        self._flush = flush
+        self._quiesce = quiesce
+        self._blocks = engine.size // block_size
+        self.data_plane: Final = _dataplane.Lu(
+            engine, self._policy(), self.commands.routes, self.commands.usage_maps
+        )
+
+    # ── What the fast way needs ────────────────────────────────────────────────────────────────
+
+    def _policy(self) -> _dataplane.LunPolicy:
+        return _dataplane.LunPolicy(
+            block_size=self.block_size,
+            blocks=self._blocks,
+            write_protected=self.write_protected,
+            write_cache=self.mode_pages.write_cache,
+            descriptor_sense=self.descriptor_sense,
+            max_transfer_blocks=self.limits.max_transfer_blocks,
+            max_write_same_blocks=self.limits.max_write_same_blocks,
+            max_unmap_blocks=self.limits.max_unmap_blocks,
+            max_unmap_descriptors=self.limits.max_unmap_descriptors,
+            unmap=self.thin,
+        )
+
+    def _publish(self) -> None:
+        """After every change of state: the policy, then the gates."""
+        self.data_plane.policy = self._policy()
+        for nexus in self.nexuses:
+            nexus.update_gate()
+
+    # ── State ──────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def blocks(self) -> int:
+        """Capacity in logical blocks."""
+        return self._blocks
+
+    @property
+    def thin(self) -> bool:
+        """LBPME: logical block provisioning management is enabled."""
+        return Feature.THIN in self.features
+
+    @property
+    def write_protected(self) -> bool:
+        """By configuration, or by SWP."""
+        return self.read_only or self.mode_pages.write_protected
+
+    @property
+    def descriptor_sense(self) -> bool:
+        return self.mode_pages.descriptor_sense
+
+    # ── Nexuses ────────────────────────────────────────────────────────────────────────────────
+
+    def connect(self) -> Nexus:
+        """A new nexus, with POWER ON OCCURRED pending."""
+        nexus = Nexus(self)
+        self.nexuses.append(nexus)
+        return nexus
+
+    def disconnect(self, nexus: Nexus) -> None:
+        self.nexuses.remove(nexus)
+
+    def establish(self, code: Asc, *, but: Nexus | None = None) -> None:
+        """A unit attention condition for every nexus, or for all but one."""
+        for nexus in self.nexuses:
+            if nexus is not but:
+                nexus.establish(code)
+
+    # ── Changes of state ───────────────────────────────────────────────────────────────────────
+
+    def reset(self) -> None:
+        """Logical unit reset (SAM-6 6.3.3), once its commands are aborted."""
+        self.mode_pages.reset()
+        self.stopped = False
+        self._publish()
+        self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
+
+    def resize(self, blocks: int) -> None:
+        """A new capacity, in logical blocks, within what the engine holds."""
+        most = self.data_plane.engine.size // self.block_size
+        if not 1 <= blocks <= most:
+            raise ValueError(f"{blocks} blocks: the storage holds 1 to {most}")
+        if blocks != self._blocks:
+            self._blocks = blocks
+            self._publish()
+            self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
+
+    def select_mode_pages(self, pages: list[bytes], *, by: Nexus) -> Awaitable[None] | None:
+        """Makes checked pages current, for all nexuses at once.
+
+        What is returned, if anything, must be awaited before the command ends: with WCE cleared
+        or SWP set, what is in the cache still has to reach the medium (SPC-6 7.5.10, SBC-5 6.5.6).
+        """
+        before = self.data_plane.policy
+        if not self.mode_pages.update(pages):
+            return None
+        self._publish()
+        self.establish(Asc.MODE_PARAMETERS_CHANGED, but=by)
+        after = self.data_plane.policy
+        if (before.write_cache and not after.write_cache) or (
+            after.write_protected and not before.write_protected
+        ):
+            return self.settle()
+        return None
+
+    def start(self) -> None:
+        """Active power condition: media commands are processed."""
+        self.stopped = False
+        self._publish()
+
+    def stop(self) -> None:
+        """Stopped power condition: media commands end with NOT READY."""
+        self.stopped = True
+        self._publish()
+
+    async def settle(self) -> None:
+        """Waits for running commands, then makes what they wrote durable."""
+        await self._quiesce(self.data_plane)
+        await self.flush()
+
+    async def flush(self) -> None:
+        """Makes what was written durable; `ScsiError` MEDIUM ERROR where that fails."""
+        try:
+            await self._flush()
+        except OSError as error:
+            raise ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR) from error

@@ -1,0 +1,141 @@
+"""Vital product data pages (SPC-6 7.7, SBC-5 6.6)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
+
+from vscsi_emu.scsi.mode_pages import ALL_PAGES, ALL_SUBPAGES
+from vscsi_emu.scsi.target import Target
+from vscsi_emu.scsi.unit import LogicalUnit
+
+
+@dataclass(frozen=True, slots=True)
+class PageContext:
+    """What a page may speak of. `peripheral`: byte 0; `unit` None: no unit, or a well known one."""
+
+    peripheral: int
+    unit: LogicalUnit | None
+    target: Target
+
+
+def vpd_page(code: int, context: PageContext) -> bytes | None:
+    """A page with its header; None for one that is not supported there."""
+    pages = _pages(context)
+    if code == SUPPORTED_PAGES:
+        body = bytes([SUPPORTED_PAGES, *pages])
+    elif code in pages:
+        body = pages[code]()
+    else:
+        return None
+    return struct.pack(">BBH", context.peripheral, code, len(body)) + body
+
+
+def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
+    unit, target = context.unit, context.target
+    if unit is None:
+        return {}
+    pages: dict[int, Callable[[], bytes]] = {
+        UNIT_SERIAL_NUMBER: lambda: unit.identity.serial_field,
+        DEVICE_IDENTIFICATION: lambda: _device_identification(unit, target),
+        EXTENDED_INQUIRY: lambda: _EXTENDED_INQUIRY_BODY,
+        MODE_PAGE_POLICY: lambda: _MODE_PAGE_POLICY_BODY,
+        BLOCK_LIMITS: lambda: _block_limits(unit),
+        BLOCK_CHARACTERISTICS: lambda: _block_characteristics(unit),
+    }
+    if unit.thin:
+        pages[PROVISIONING] = lambda: _PROVISIONING_BODY
+    return MappingProxyType(pages)
+
+
+SUPPORTED_PAGES: Final = 0x00
+UNIT_SERIAL_NUMBER: Final = 0x80
+DEVICE_IDENTIFICATION: Final = 0x83
+EXTENDED_INQUIRY: Final = 0x86
+MODE_PAGE_POLICY: Final = 0x87
+BLOCK_LIMITS: Final = 0xB0
+BLOCK_CHARACTERISTICS: Final = 0xB1
+PROVISIONING: Final = 0xB2
+
+# ── Device identification (SPC-6 7.7.6) ────────────────────────────────────────────────────────
+
+_BINARY, _ASCII, _UTF8 = 1, 2, 3
+_UNIT, _PORT = 0x00, 0x10
+_T10_VENDOR, _NAA, _RELATIVE_PORT, _SCSI_NAME = 1, 3, 4, 8
+
+
+def _designator(code_set: int, association: int, kind: int, value: bytes) -> bytes:
+    return bytes([code_set, association | kind, 0, len(value)]) + value
+
+
+def _scsi_name(naa: bytes) -> bytes:
+    """SCSI name string: NUL-terminated, padded to a multiple of 4 (SPC-6 7.7.6.11)."""
+    name = b"naa." + naa.hex().upper().encode()
+    return name + bytes(4 - len(name) % 4)
+
+
+def _device_identification(unit: LogicalUnit, target: Target) -> bytes:
+    identity = unit.identity
+    t10 = identity.vendor_field + identity.product_field + identity.serial_field
+    designators = [
+        _designator(_BINARY, _UNIT, _NAA, identity.naa),
+        _designator(_ASCII, _UNIT, _T10_VENDOR, t10),
+        _designator(_UTF8, _UNIT, _SCSI_NAME, _scsi_name(identity.naa)),
+        _designator(_BINARY, _PORT, _RELATIVE_PORT, struct.pack(">I", target.relative_port)),
+    ]
+    if target.naa is not None:
+        designators += [
+            _designator(_BINARY, _PORT, _NAA, target.naa),
+            _designator(_UTF8, _PORT, _SCSI_NAME, _scsi_name(target.naa)),
+        ]
+    return b"".join(designators)
+
+
+# ── Extended INQUIRY data (SPC-6 7.7.7), mode page policy (7.7.9) ──────────────────────────────
+
+_SIMPSUP: Final = 0x01
+_V_SUP: Final = 0x01
+_LUICLR: Final = 0x01
+
+# Byte 4 onwards. Every task attribute is treated as SIMPLE, so only that one is claimed.
+_EXTENDED_INQUIRY_BODY: Final = bytes([0, _SIMPSUP, _V_SUP, _LUICLR]).ljust(0x3C, b"\0")
+
+_SHARED: Final = 0
+_MODE_PAGE_POLICY_BODY: Final = bytes([ALL_PAGES, ALL_SUBPAGES, _SHARED, 0])
+
+# ── Block device pages (SBC-5 6.6) ─────────────────────────────────────────────────────────────
+
+_UGAVALID: Final = 1 << 31
+_BLOCK_LIMITS_LAYOUT: Final = struct.Struct(">BBHIIIIIIIQ20x")
+_BLOCK_CHARACTERISTICS_LAYOUT: Final = struct.Struct(">H58x")
+
+
+def _block_limits(unit: LogicalUnit) -> bytes:
+    limits, thin = unit.limits, unit.thin
+    return _BLOCK_LIMITS_LAYOUT.pack(
+        0,  # WSNZ: WRITE SAME of 0 blocks goes to the end of the medium
+        0,  # no COMPARE AND WRITE
+        limits.optimal_granularity_blocks,
+        limits.max_transfer_blocks,
+        limits.optimal_transfer_blocks,
+        0,  # no PRE-FETCH
+        limits.max_unmap_blocks if thin else 0,
+        limits.max_unmap_descriptors if thin else 0,
+        limits.unmap_granularity_blocks if thin else 0,
+        (_UGAVALID | limits.unmap_alignment) if thin else 0,
+        limits.max_write_same_blocks,
+    )
+
+
+def _block_characteristics(unit: LogicalUnit) -> bytes:
+    return _BLOCK_CHARACTERISTICS_LAYOUT.pack(unit.rotation_rate)
+
+
+_LBPU_LBPWS_LBPWS10: Final = 0xE0
+_LBPRZ_ZEROS: Final = 1 << 2
+_THIN: Final = 2
+
+_PROVISIONING_BODY: Final = bytes([0, _LBPU_LBPWS_LBPWS10 | _LBPRZ_ZEROS, _THIN, 0])
