@@ -1,6 +1,6 @@
 //! Sense data (SPC-6 4.4): the one place that lays out its bytes.
 
-/// Sense keys (SPC-6 table 48).
+/// Sense keys (SPC-6, sense key table).
 pub mod key {
     pub const MEDIUM_ERROR: u8 = 0x3;
     pub const HARDWARE_ERROR: u8 = 0x4;
@@ -51,7 +51,7 @@ impl SenseInfo {
         self
     }
 
-    /// Points at a field of the CDB; `bit` is its most significant bit (SPC-6 4.4.2.4.2).
+    /// Points at a field of the CDB; `bit` is its most significant bit.
     pub const fn cdb_field(mut self, byte: u16, bit: Option<u8>) -> Self {
         self.field = Some((byte, bit, true));
         self

@@ -20,9 +20,10 @@ pub struct AlignedBuffer {
 unsafe impl Send for AlignedBuffer {}
 
 impl AlignedBuffer {
-    /// Fails, instead of ending the process, when memory is short. `len` is not 0.
+    /// Fails, instead of ending the process, when memory is short.
     pub fn zeroed(len: usize) -> io::Result<Self> {
         let error = || io::Error::from_raw_os_error(libc::ENOMEM);
+        // The allocator takes no size of 0.
         let layout = Layout::from_size_align(len.max(1), ALIGNMENT).map_err(|_| error())?;
         // SAFETY: the layout's size is not zero.
         let start = NonNull::new(unsafe { alloc_zeroed(layout) }).ok_or_else(error)?;

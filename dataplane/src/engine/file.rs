@@ -21,6 +21,8 @@ pub struct FileEngine {
     size: u64,
     can_discard: bool,
     read_only: bool,
+    /// On tmpfs, which knows neither RWF_NOWAIT nor waiting, and for which io_uring needs threads.
+    in_memory: bool,
     /// Cleared when the file system turns out not to know RWF_NOWAIT.
     nowait: AtomicBool,
     /// Cleared when the file system turns out not to know ZERO_RANGE.
@@ -69,13 +71,16 @@ impl FileEngine {
         if medium.size < size {
             return Err(invalid(format!("has {} bytes, not {size}", medium.size)));
         }
+        // A block device's node lies on devtmpfs, its data does not.
+        let in_memory = medium.block_device.is_none() && probe::in_memory(&fd)?;
         let direct = match direct_fd {
             None => None,
             Some(direct_fd) => {
                 if probe::medium(&direct_fd)?.inode != medium.inode {
                     return Err(invalid("direct_fd is another file".into()));
                 }
-                probe::direct_alignment(&direct_fd)?.map(|alignment| Direct {
+                let alignment = probe::direct_alignment(&direct_fd)?;
+                alignment.filter(|_| !in_memory).map(|alignment| Direct {
                     fd: direct_fd,
                     alignment,
                     given_up: AtomicBool::new(false),
@@ -88,6 +93,7 @@ impl FileEngine {
             direct,
             size,
             read_only,
+            in_memory,
             nowait: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
         })
@@ -286,18 +292,20 @@ impl Engine for FileEngine {
         self.can_discard
     }
 
-    /// Reads of cached pages. All else may wait for a disk or a lock.
+    /// Reads of cached pages, and transfers on tmpfs. All else may wait for a disk or a lock.
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {
-        let possible = io.kind == IoKind::Read
-            && !io.durable
-            && iov.len() <= IOV_MAX
-            && self.nowait.load(Relaxed)
+        let flags = match io.kind {
+            IoKind::Read | IoKind::Write if self.in_memory => 0,
+            IoKind::Read if !io.durable && self.nowait.load(Relaxed) => libc::RWF_NOWAIT,
+            _ => return None,
+        };
+        let possible = iov.len() <= IOV_MAX
             && self.check(io, iov).is_ok()
             && matches!(self.way(io, iov), Way::Cached);
         if !possible {
             return None;
         }
-        match transfer_once(&self.fd, io.kind, io.offset, iov, libc::RWF_NOWAIT) {
+        match transfer_once(&self.fd, io.kind, io.offset, iov, flags) {
             Ok(moved) if moved == io.len => Some(Ok(moved)),
             Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => {
                 self.nowait.store(false, Relaxed);

@@ -78,6 +78,16 @@ pub fn medium(fd: &impl AsFd) -> io::Result<Medium> {
     })
 }
 
+/// Whether the file's data is memory, so that no transfer waits for a disk (but for swap).
+pub fn in_memory(fd: &impl AsFd) -> io::Result<bool> {
+    let mut statfs = MaybeUninit::<libc::statfs64>::uninit();
+    // SAFETY: `statfs` has room for the answer.
+    check(unsafe { libc::fstatfs64(fd.as_fd().as_raw_fd(), statfs.as_mut_ptr()) }.into())?;
+    // SAFETY: filled in on success.
+    let kind = unsafe { statfs.assume_init() }.f_type;
+    Ok(kind == libc::TMPFS_MAGIC)
+}
+
 /// Whether punching a hole frees space.
 pub fn can_discard(fd: &impl AsFd, medium: &Medium) -> bool {
     match medium.block_device {

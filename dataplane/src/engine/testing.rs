@@ -4,7 +4,8 @@ use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use io_uring::IoUring;
 use libc::iovec;
@@ -83,6 +84,37 @@ pub fn file_engine(dir: &Path, size: u64, direct: bool) -> FileEngine {
     File::create(&path).unwrap().set_len(size).unwrap();
     let direct_fd = direct.then(|| open(&path, libc::O_DIRECT).unwrap());
     FileEngine::new(open(&path, 0).unwrap(), direct_fd, size, true, false).unwrap()
+}
+
+/// A loop device, detached when dropped.
+pub struct LoopDevice(pub PathBuf);
+
+impl LoopDevice {
+    /// `None`, with a word about it, where the host has none for us.
+    pub fn new(file: &Path, block_size: u32) -> Option<Self> {
+        let output = Command::new("losetup")
+            .args(["--find", "--show", "--sector-size"])
+            .arg(block_size.to_string())
+            .arg(file)
+            .output();
+        match output {
+            Ok(output) if output.status.success() => {
+                let path = String::from_utf8(output.stdout).unwrap();
+                Some(Self(path.trim().into()))
+            }
+            other => {
+                eprintln!("SKIPPED: losetup: {other:?}");
+                None
+            }
+        }
+    }
+}
+
+impl Drop for LoopDevice {
+    fn drop(&mut self) {
+        let detached = Command::new("losetup").arg("-d").arg(&self.0).status();
+        assert!(detached.unwrap().success());
+    }
 }
 
 /// `None`, with a word about it, where the host refuses io_uring.

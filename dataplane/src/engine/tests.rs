@@ -8,7 +8,7 @@ use tempfile::TempDir;
 use super::file::FileEngine;
 use super::memory::MemoryEngine;
 use super::null::NullEngine;
-use super::testing::{drive, file_engine, open, submit, uring, Guest};
+use super::testing::{drive, file_engine, open, submit, uring, Guest, LoopDevice};
 use super::*;
 
 const MIB: u64 = 1 << 20;
@@ -454,6 +454,61 @@ fn tmpfs_without_zero_range_learns_it() {
     drive(uring().as_mut(), &engine, &zero, &[]).unwrap();
     assert!(engine.sqe(&zero, &[]).is_none());
     read_zeros(&engine, 0, 8192);
+}
+
+#[test]
+fn tmpfs_moves_data_at_once() {
+    let dir = tmpfs_dir();
+    let engine = file_engine(dir.path(), 8192, true);
+    let content = Guest::new(&[5; 4096], &[10]);
+    for io in [
+        io(IoKind::Write, 0, 4096),
+        durable(IoKind::Write, 4096, 4096),
+    ] {
+        assert_eq!(engine.try_now(&io, &content.iov).unwrap().unwrap(), 4096);
+    }
+    let back = Guest::zeroed(4096);
+    for io in [io(IoKind::Read, 0, 4096), durable(IoKind::Read, 4096, 4096)] {
+        assert_eq!(engine.try_now(&io, &back.iov).unwrap().unwrap(), 4096);
+        assert_eq!(back.content(4096), [5; 4096]);
+    }
+    File::options()
+        .write(true)
+        .open(disk(&dir))
+        .unwrap()
+        .set_len(100)
+        .unwrap();
+    assert!(engine
+        .try_now(&io(IoKind::Read, 0, 4096), &back.iov)
+        .is_none());
+}
+
+#[test]
+fn block_devices_discard_zero_and_read_back() {
+    let dir = disk_dir();
+    let path = disk(&dir);
+    for (block_size, direct) in [(512, false), (512, true), (4096, false), (4096, true)] {
+        File::create(&path).unwrap().set_len(4 * MIB).unwrap();
+        let Some(device) = LoopDevice::new(&path, block_size) else {
+            return;
+        };
+        let direct_fd = direct.then(|| open(&device.0, libc::O_DIRECT).unwrap());
+        let fd = open(&device.0, 0).unwrap();
+        let engine = FileEngine::new(fd, direct_fd, 4 * MIB, true, false).unwrap();
+        assert!(engine.can_discard());
+        // On 4096-byte blocks the kernel refuses these ranges: zeros are written.
+        holes(&engine, IoKind::Zero);
+        holes(&engine, IoKind::Discard);
+        let all = durable(IoKind::Discard, 0, 4 * MIB);
+        assert_eq!(engine.run(&all, &[]).unwrap(), all.len);
+        assert_eq!(allocated(&path), 0, "{block_size} {direct}");
+        read_zeros(&engine, 0, 4 * MIB as usize);
+        let larger = FileEngine::new(open(&device.0, 0).unwrap(), None, 5 * MIB, true, false);
+        assert_eq!(
+            larger.err().unwrap().kind(),
+            std::io::ErrorKind::InvalidInput
+        );
+    }
 }
 
 #[test]

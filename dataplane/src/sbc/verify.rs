@@ -101,6 +101,10 @@ impl Verify {
         if self.against == Against::OneBlock {
             source.read(&mut wanted);
         }
+        if policy.write_cache && !self.write_first {
+            // What is verified is the medium: VERIFY implies FUA (SBC-5, caches).
+            outcome::step(policy, engine, self.extent.io(IoKind::Flush, true), &[])?;
+        }
         let mut done = 0;
         while done < len {
             let part = Extent {
@@ -112,7 +116,7 @@ impl Verify {
                 source.read(&mut wanted[..part_len]);
             }
             if self.write_first {
-                // What is verified is the medium, not a cache.
+                // Again the medium, not a cache.
                 let write = part.io(IoKind::Write, true);
                 outcome::step(policy, engine, write, &[wanted.iovec(part_len)])?;
             }

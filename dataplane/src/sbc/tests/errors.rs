@@ -217,3 +217,20 @@ fn write_and_verify_writes_through_the_cache() {
         [(IoKind::Write, 4096, true), (IoKind::Read, 4096, false)]
     );
 }
+
+#[test]
+fn verify_looks_at_the_medium() {
+    let policy = policy(512, 1 << 20);
+    let verify = cdb10(VERIFY, 0, 8, 2);
+    let kinds = |policy: &LunPolicy| -> Vec<_> {
+        let (outcome, calls) = run_job(IoKind::Discard, policy, &verify, &no_data());
+        assert_eq!(outcome, Outcome::good(0));
+        calls.iter().map(|io| io.kind).collect()
+    };
+    assert_eq!(kinds(&policy), [IoKind::Flush, IoKind::Read]);
+    let through = LunPolicy {
+        write_cache: false,
+        ..policy
+    };
+    assert_eq!(kinds(&through), [IoKind::Read]);
+}
