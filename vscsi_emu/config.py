@@ -66,7 +66,7 @@ def from_arguments(
 ) -> Config:
     """One HBA with the units of ``--lun`` arguments.
 
-    A unit without an address becomes LUN 0 of the next target that is free, as QEMU numbers its
+    A unit without an address becomes LUN 0 of the first target that has none, as QEMU numbers its
     own disks: Linux then shows them as 0:0:0:0, 0:0:1:0, …. Raises `ConfigError`.
     """
     check_queues(queues, "--queues")
@@ -86,12 +86,11 @@ def from_arguments(
                 "give one of them another address"
             )
         table[address] = spec
-    used = {target for target, _ in table}
-    free = (target for target in range(MAX_TARGET + 1) if target not in used)
+    free = (target for target in range(MAX_TARGET + 1) if (target, 0) not in table)
     for address, spec, text in parsed:
         if address is None:
-            target = next(free, None)
-            if target is None:
+            target = next(free, -1)
+            if target < 0:
                 raise ConfigError(f"--lun {text}: no target is free; give TARGET:LUN=")
             table[target, 0] = spec
     # Memory disks of two servers must not look like one disk with two paths.

@@ -129,11 +129,12 @@ class Hba:
     @property
     def features_valid(self) -> bool:
         """Whether FEATURES_OK may be set. Each offered bit stands by itself, so any subset may."""
-        return not self.features & ~DEVICE_FEATURES
+        return self.features in DEVICE_FEATURES
 
     def set_features(self, features: int) -> None:
         """What the driver accepts. Raises `FeatureError` for bits that were not offered."""
-        if unoffered := features & ~DEVICE_FEATURES:
+        # As a plain number: the complement of a flag has no undefined bits.
+        if unoffered := features & ~int(DEVICE_FEATURES):
             raise FeatureError(f"feature bits {unoffered:#x} were not offered")
         self.features = Feature(features)
 

@@ -59,7 +59,7 @@ def serve(
 
     A URI is a path (or file:PATH) of a raw image or a block device, mem:SIZE for a RAM disk, or
     null:SIZE, which stores nothing. Write a comma in a path twice. A disk without TARGET:LUN
-    becomes LUN 0 of the next free target.
+    becomes LUN 0 of the first target that has none.
 
     \b
     Keys:

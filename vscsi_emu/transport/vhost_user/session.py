@@ -179,7 +179,7 @@ class Session:
         return vu.U64(PROTOCOL_FEATURES)
 
     async def _set_protocol_features(self, payload: vu.U64, _packet: vu.Packet) -> None:
-        if unoffered := payload.value & ~PROTOCOL_FEATURES:
+        if unoffered := payload.value & ~int(PROTOCOL_FEATURES):
             raise WireError(f"SET_PROTOCOL_FEATURES: bits {unoffered:#x} were not offered")
         wanted = ProtocolFeature(payload.value)
         needed = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
