@@ -5,10 +5,10 @@ Clauses are those of the vhost-user protocol specification.
 
 import os
 import select
-import socket
 import time
 from collections.abc import Collection, Sequence
 from contextlib import suppress
+from socket import AF_UNIX, SOCK_STREAM, recv_fds, send_fds, socket, socketpair
 from typing import Final, Self
 
 from vscsi_emu.virtio import vhost_user as vu
@@ -28,13 +28,13 @@ class RequestRefused(RuntimeError):
 class _Stream:
     """A socket and the message that is arriving on it."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket) -> None:
         self.sock = sock
         self._assembler = vu.Assembler()
 
     def receive(self) -> Packet | None:
         """Reads what is there; the message if it is whole now. `EOFError` at the end."""
-        data, fds, _, _ = socket.recv_fds(self.sock, self._assembler.wanted, RECEIVE_FDS)
+        data, fds, _, _ = recv_fds(self.sock, self._assembler.wanted, RECEIVE_FDS)
         if not data:
             raise EOFError
         return self._assembler.feed(data, fds)
@@ -47,7 +47,7 @@ class _Stream:
 class FrontEnd:
     """One connection to a back end. `timeout` (seconds) bounds every wait for it."""
 
-    def __init__(self, sock: socket.socket, *, timeout: float = 10.0) -> None:
+    def __init__(self, sock: socket, *, timeout: float = 10.0) -> None:
         self.timeout = timeout
         self.protocol_features = ProtocolFeature(0)
         self.config_changes = 0
@@ -60,7 +60,7 @@ class FrontEnd:
 
     @classmethod
     def connect(cls, path: str | os.PathLike[str], *, timeout: float = 10.0) -> Self:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        sock = socket(AF_UNIX, SOCK_STREAM)
         try:
             sock.settimeout(timeout)
             sock.connect(os.fspath(path))
@@ -68,6 +68,11 @@ class FrontEnd:
             sock.close()
             raise
         return cls(sock, timeout=timeout)
+
+    @property
+    def connection(self) -> socket:
+        """The connection; still this object's."""
+        return self._main.sock
 
     def __enter__(self) -> Self:
         return self
@@ -122,7 +127,7 @@ class FrontEnd:
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Bytes as they are, descriptors with the first of them."""
         view = memoryview(data)
-        sent = socket.send_fds(self._main.sock, [view], list(fds))
+        sent = send_fds(self._main.sock, [view], list(fds))
         if sent < len(data):
             self._main.sock.sendall(view[sent:])
 
@@ -176,7 +181,7 @@ class FrontEnd:
 
     def open_back_channel(self) -> None:
         """SET_BACKEND_REQ_FD. From here on every wait also answers the back end's requests."""
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         ours.settimeout(self.timeout)
         self._back_channel = _Stream(ours)
         with theirs:
