@@ -1,0 +1,94 @@
+"""What people install: the wheel, a wheel built from the sdist, and the editable checkout."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.timeout(900)
+
+ROOT = Path(__file__).parents[2]
+WHEEL = re.compile(r"vscsi_emu-[0-9.]+-cp311-abi3-(many)?linux.*\.whl")
+PROBE = """
+import vscsi_emu, vscsi_emu.backends, vscsi_emu._dataplane
+from importlib.metadata import entry_points
+assert "file" in {point.name for point in entry_points(group="vscsi_emu.backends")}
+print(vscsi_emu.__file__, vscsi_emu.backends.__file__, vscsi_emu._dataplane.__file__, sep="\\n")
+"""
+
+
+def run(*command: str | Path, cwd: Path = ROOT, **environment: str) -> str:
+    done = subprocess.run(
+        [str(part) for part in command],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+def build(source: Path, kind: str, into: Path) -> Path:
+    """The one file that ``build`` makes of `source`; dependencies are compiled once for all."""
+    target = str(ROOT / "target")
+    run(sys.executable, "-m", "build", f"--{kind}", "-o", into, source, CARGO_TARGET_DIR=target)
+    (made,) = into.iterdir()
+    return made
+
+
+@pytest.fixture(scope="module")
+def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(ROOT, "sdist", tmp_path_factory.mktemp("sdist"))
+
+
+@pytest.fixture(scope="module", params=["checkout", "sdist"])
+def wheel(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A wheel of the checkout, and one of the sdist."""
+    source = ROOT
+    if request.param == "sdist":
+        unpacked = tmp_path_factory.mktemp("unpacked")
+        with tarfile.open(request.getfixturevalue("sdist")) as archive:
+            archive.extractall(unpacked, filter="data")
+        (source,) = unpacked.iterdir()
+    return build(source, "wheel", tmp_path_factory.mktemp("wheel"))
+
+
+def test_wheel_serves_every_later_python(wheel: Path) -> None:
+    assert WHEEL.fullmatch(wheel.name), wheel.name
+
+
+def test_wheel_holds_stubs_and_one_native_module(wheel: Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert "vscsi_emu/py.typed" in names
+    assert "vscsi_emu/_dataplane.pyi" in names
+    assert [name for name in names if name.endswith(".so")] == ["vscsi_emu/_dataplane.abi3.so"]
+    assert not [name for name in names if name.startswith(("tests/", "dataplane/", "backends/"))]
+
+
+def test_wheel_is_importable(wheel: Path, tmp_path: Path) -> None:
+    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(tmp_path))
+    run(*pip, wheel)
+    for place in run(sys.executable, "-c", PROBE, cwd=tmp_path, PYTHONPATH=str(tmp_path)).split():
+        assert Path(place).is_relative_to(tmp_path)
+
+
+def test_editable_install_is_this_checkout(tmp_path: Path) -> None:
+    for place in run(sys.executable, "-c", PROBE, cwd=tmp_path).split():
+        assert Path(place).is_relative_to(ROOT)
+
+
+def test_sdist_holds_sources_and_nothing_built(sdist: Path) -> None:
+    with tarfile.open(sdist) as archive:
+        names = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"Cargo.toml", "Cargo.lock", "dataplane/src/lib.rs", "LICENSE"} <= names
+    assert not [name for name in names if name.endswith(".so") or "/target/" in name]
