@@ -324,6 +324,35 @@ def signal(fd: int) -> None:
     is neither."""
 
 @final
+class Interrupt:
+    """The interrupt of one virtio-mmio device: InterruptStatus, ConfigGeneration and the line
+    (virtio 1.4 4.2.2). Workers set its bits, register models read and acknowledge them; safe from
+    any thread."""
+
+    def __init__(self) -> None: ...
+    @property
+    def status(self) -> int:
+        """InterruptStatus: bit 0 used buffer, bit 1 configuration change."""
+    @property
+    def level(self) -> bool:
+        """Whether the line is asserted: as long as any bit is set."""
+    @property
+    def generation(self) -> int:
+        """ConfigGeneration (32 bits, wraps)."""
+    def acknowledge(self, mask: int) -> None:
+        """A write to InterruptACK: clears these bits."""
+    def config_changed(self) -> None:
+        """A new generation, and bit 1. Call it after the config space shows the change."""
+    def change_generation(self) -> None:
+        """A new generation without an interrupt (before DRIVER_OK)."""
+    def reset(self) -> None:
+        """Device reset: no bit is set; the generation goes on."""
+    def fileno(self) -> int:
+        """An eventfd, signalled whenever the line rises."""
+    def clear(self) -> None:
+        """Reads the eventfd empty."""
+
+@final
 class Notifier:
     """How a queue tells its driver of used buffers."""
 
@@ -333,6 +362,9 @@ class Notifier:
     @staticmethod
     def fd(fd: int) -> Notifier:
         """An eventfd, or the write end of a pipe (User-Mode Linux); dup'ed, never blocks us."""
+    @staticmethod
+    def interrupt(interrupt: Interrupt) -> Notifier:
+        """Sets bit 0 of `interrupt` (virtio-mmio)."""
     @staticmethod
     def inband(token: int) -> Notifier:
         """Posts a "call" `Notice` with `token`; the transport sends BACKEND_VRING_CALL."""

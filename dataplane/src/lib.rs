@@ -7,6 +7,7 @@ pub mod engine;
 pub mod event;
 pub mod gate;
 pub mod inbox;
+pub mod interrupt;
 pub mod iov;
 pub mod lu;
 pub mod memory;

@@ -1,6 +1,7 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
 mod inbox;
+mod interrupt;
 mod lu;
 mod memory;
 mod port;
@@ -55,6 +56,8 @@ mod dataplane {
 
     #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice};
+    #[pymodule_export]
+    use super::interrupt::Interrupt;
     #[pymodule_export]
     use super::lu::{Engine, Lu, LunPolicy, Nexus};
     #[pymodule_export]

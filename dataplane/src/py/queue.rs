@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::interrupt::Interrupt;
 use super::memory::GuestMemory;
 use super::port::Port;
 use super::worker::Worker;
@@ -64,6 +65,11 @@ impl Notifier {
     #[staticmethod]
     fn fd(fd: i32) -> PyResult<Self> {
         Ok(Self::made(notifier::Notifier::Fd(call(fd)?)))
+    }
+
+    #[staticmethod]
+    fn interrupt(interrupt: &Interrupt) -> Self {
+        Self::made(notifier::Notifier::Interrupt(interrupt.0.clone()))
     }
 
     #[staticmethod]
