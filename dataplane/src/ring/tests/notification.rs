@@ -262,7 +262,7 @@ impl Meeting {
 /// the second sees what is there. Both ways, many times; split.supply.r3 and its mirror image.
 #[test]
 fn who_publishes_and_who_goes_to_sleep_never_miss_each_other() {
-    const TURNS: u32 = 40_000;
+    const TURNS: u32 = 10_000;
     for event_idx in [false, true] {
         let config = RingConfig {
             event_idx,
