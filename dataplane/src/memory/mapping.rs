@@ -19,7 +19,7 @@ pub(super) struct Mapping<B = ()> {
     /// Where the region starts in them.
     offset: usize,
     bitmap: B,
-    /// Declared behind nothing that needs it, dropped by `drop` before the memory goes.
+    /// None only until `new` ends and once `drop` begins.
     guard: Option<Guard>,
 }
 

@@ -8,7 +8,7 @@ mod map;
 mod mapping;
 mod sigbus;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};

@@ -4,6 +4,9 @@
 //! maps zero pages over the whole faulting region, marks its session dead and lets the access run
 //! again. It takes no lock and allocates nothing: it walks a list of slots that only ever grows
 //! (a slot is used again once its region is gone), each a sequence lock over one range.
+//!
+//! The handler is installed with the first region and passes on what is none of its business. Who
+//! installs another later must pass on likewise (Python's faulthandler: enable it before).
 
 use std::ffi::{c_int, c_void};
 use std::io;

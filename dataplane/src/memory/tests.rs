@@ -12,6 +12,28 @@ use super::{memfd, GuestMemory, MemoryError, RegionSpec, MAX_REGIONS};
 
 const PAGE: u64 = 4096;
 
+/// Tells other threads to end, also when a test fails: a scope waits for them all.
+#[derive(Default)]
+pub(crate) struct Stop(AtomicBool);
+
+pub(crate) struct StopOnDrop<'a>(&'a Stop);
+
+impl Stop {
+    pub(crate) fn asked(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn on_drop(&self) -> StopOnDrop<'_> {
+        StopOnDrop(self)
+    }
+}
+
+impl Drop for StopOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0 .0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn spec(file: &File, guest_address: u64, size: u64, user_address: u64) -> RegionSpec<'_> {
     RegionSpec {
         guest_address,
@@ -125,6 +147,7 @@ fn user_addresses_resolve_within_one_region() {
     assert_eq!(map.user_to_guest(0x10_0000, 2 * PAGE), Some(PAGE));
     assert_eq!(map.user_to_guest(0x20_0010, 1), Some(3 * PAGE + 0x10));
     assert_eq!(map.user_to_guest(0x10_0000, 2 * PAGE + 1), None);
+    assert_eq!(map.user_to_guest(0x10_0001, 2 * PAGE), None);
     assert_eq!(map.user_to_guest(0x10_2000, 0), None);
     assert_eq!(map.user_to_guest(0xf_ffff, 1), None);
     assert_eq!(map.user_to_guest(0x10_0001, u64::MAX), None);
@@ -405,12 +428,13 @@ fn a_file_that_was_always_too_short_is_found_out_on_access() {
 
 #[test]
 fn many_threads_survive_truncation_while_regions_come_and_go() {
-    let stop = AtomicBool::new(false);
+    let stop = Stop::default();
     thread::scope(|scope| {
-        let churn = scope.spawn(|| {
+        let _stop = stop.on_drop();
+        scope.spawn(|| {
             // Slots of the handler's list are taken and freed all the time.
             let file = memfd(PAGE).unwrap();
-            while !stop.load(Ordering::Relaxed) {
+            while !stop.asked() {
                 let memory = GuestMemory::new();
                 for i in 0..8 {
                     memory.add(spec(&file, i * PAGE, PAGE, i * PAGE)).unwrap();
@@ -440,8 +464,6 @@ fn many_threads_survive_truncation_while_regions_come_and_go() {
                 file.set_len(0).unwrap();
             });
         }
-        stop.store(true, Ordering::Relaxed);
-        churn.join().unwrap();
     });
 }
 
@@ -536,6 +558,29 @@ fn a_signal_that_was_sent_still_kills() {
             libc::signal(libc::SIGBUS, libc::SIG_DFL);
             let _memory = three_regions();
             libc::raise(libc::SIGBUS);
+        }
+        return;
+    }
+    assert_eq!(in_child(name).0, Some(libc::SIGBUS));
+}
+
+/// A sender can put any address into a signal; only the kernel's word on an access counts.
+#[test]
+fn a_signal_that_pretends_to_be_a_fault_still_kills() {
+    let name = "a_signal_that_pretends_to_be_a_fault_still_kills";
+    if is_child(name) {
+        // SAFETY: the default disposition, before ours.
+        unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+        let memory = three_regions();
+        let address = memory.load().slice(PAGE, 1).unwrap();
+        let mut info = [0_u64; size_of::<libc::siginfo_t>() / 8];
+        // si_code is the third int, si_addr follows the first three and a padding.
+        info[1] = u64::from(libc::SI_QUEUE as u32);
+        info[2] = address.addr() as u64;
+        // SAFETY: a signal to ourselves with a whole siginfo.
+        unsafe {
+            let pid = libc::getpid();
+            libc::syscall(libc::SYS_rt_sigqueueinfo, pid, libc::SIGBUS, info.as_ptr());
         }
         return;
     }

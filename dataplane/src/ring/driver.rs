@@ -32,7 +32,7 @@ pub enum DriverError {
     Memory(#[from] MemoryError),
     #[error("a chain of {needed} descriptors, but {free} are free")]
     Full { needed: usize, free: usize },
-    #[error("a chain has at least one descriptor, and an indirect table at most 2^28 - 1")]
+    #[error("a chain has at least one descriptor, an indirect table 1 to 65536")]
     Length,
     #[error("the device used id {0}, which is no chain in flight")]
     Id(u32),
@@ -132,9 +132,9 @@ impl<E: Endian> DriverRing<E> {
         table: u64,
         indirect: &[Buffer],
     ) -> Result<u16, DriverError> {
-        let bytes = indirect.len().checked_mul(Desc::SIZE);
-        let len = bytes.and_then(|bytes| u32::try_from(bytes).ok());
-        let len = len.filter(|&len| len > 0).ok_or(DriverError::Length)?;
+        if indirect.is_empty() || indirect.len() > 1 << 16 {
+            return Err(DriverError::Length);
+        }
         let last = indirect.len() - 1;
         let entries = indirect.iter().enumerate().map(|(index, &buffer)| {
             let next = (index < last).then_some((index + 1) as u16);
@@ -144,7 +144,7 @@ impl<E: Endian> DriverRing<E> {
         self.map.write(table, entries.as_bytes())?;
         let pointer = Desc {
             addr: table,
-            len,
+            len: entries.as_bytes().len() as u32,
             flags: DESC_F_INDIRECT,
             next: 0,
         };

@@ -1,9 +1,10 @@
 //! Drivers that break the rules: each is told which, and nothing else happens.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use super::*;
+use crate::memory::tests::Stop;
 use crate::memory::{MemoryMap, RegionSpec};
 use crate::ring::areas::{DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE};
 use crate::ring::RingError;
@@ -449,11 +450,12 @@ fn all_in_memory(map: &MemoryMap, pieces: &[libc::iovec], bytes: u64) -> bool {
 #[test]
 fn a_ring_that_changes_while_it_is_read() {
     let raw = Raw::new();
-    let stop = AtomicBool::new(false);
+    let stop = Stop::default();
     thread::scope(|scope| {
+        let _stop = stop.on_drop();
         scope.spawn(|| {
             let mut random = Random(0xbad);
-            while !stop.load(Ordering::Relaxed) {
+            while !stop.asked() {
                 let flags = random.below(8) as u16;
                 // Mostly plausible values, so that all paths are reached.
                 let addr = match random.below(8) {
@@ -481,8 +483,10 @@ fn a_ring_that_changes_while_it_is_read() {
         });
         let map = raw.memory.load();
         let mut chain = Chain::default();
-        let (mut good, mut bad) = (0, 0);
-        for _ in 0..100_000 {
+        let (mut good, mut bad, mut turns) = (0, 0, 0);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while (turns < 100_000 || good < 1000 || bad < 1000) && Instant::now() < deadline {
+            turns += 1;
             let mut ring = raw.open().unwrap();
             match ring.pop(&mut chain) {
                 Ok(true) => {
@@ -496,7 +500,6 @@ fn a_ring_that_changes_while_it_is_read() {
                 Err(_) => bad += 1,
             }
         }
-        stop.store(true, Ordering::Relaxed);
-        assert!(good > 100 && bad > 100, "{good} chains, {bad} errors");
+        assert!(good >= 1000 && bad >= 1000, "{good} chains, {bad} errors");
     });
 }

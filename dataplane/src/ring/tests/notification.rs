@@ -1,5 +1,6 @@
 //! Suppression of notifications both ways, against an oracle that counts.
 
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
@@ -234,5 +235,78 @@ fn nobody_sleeps_for_ever() {
             }
         }
         server.join().unwrap();
+    }
+}
+
+/// Lets two threads go on at the same moment, as nearly as can be.
+#[derive(Default)]
+struct Meeting(AtomicU32);
+
+impl Meeting {
+    /// `turn` counts a thread's meetings from 1.
+    fn meet(&self, turn: u32) {
+        self.0.fetch_add(1, Ordering::SeqCst);
+        let mut spins = 0;
+        while self.0.load(Ordering::SeqCst) < 2 * turn {
+            spins += 1;
+            if spins % 1000 == 0 {
+                assert!(spins < 1_000_000_000, "the other side is gone");
+                thread::yield_now();
+            }
+            std::hint::spin_loop();
+        }
+    }
+}
+
+/// One side publishes while the other makes ready to sleep: either the first is told to notify or
+/// the second sees what is there. Both ways, many times; split.supply.r3 and its mirror image.
+#[test]
+fn who_publishes_and_who_goes_to_sleep_never_miss_each_other() {
+    const TURNS: u32 = 10_000;
+    for event_idx in [false, true] {
+        let config = RingConfig {
+            event_idx,
+            ..little(4)
+        };
+        let Pair {
+            mut driver,
+            mut device,
+            ..
+        } = Pair::<Little>::new(config);
+        let meeting = Meeting::default();
+        let (awake, told) = (AtomicBool::new(false), AtomicBool::new(false));
+        let (mut lost_kicks, mut lost_notifications) = (0, 0);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut chain = Chain::default();
+                for turn in 0..TURNS {
+                    device.suppress_kicks().unwrap();
+                    meeting.meet(4 * turn + 1);
+                    let seen = device.want_kicks().unwrap();
+                    awake.store(seen, Ordering::Relaxed);
+                    meeting.meet(4 * turn + 2);
+                    assert!(device.pop(&mut chain).unwrap());
+                    device.push_used(chain.head, turn).unwrap();
+                    meeting.meet(4 * turn + 3);
+                    let notify = device.publish().unwrap();
+                    told.store(notify, Ordering::Relaxed);
+                    meeting.meet(4 * turn + 4);
+                }
+            });
+            for turn in 0..TURNS {
+                driver.add(&[writable(DATA, 1)]).unwrap();
+                driver.suppress_notifications();
+                meeting.meet(4 * turn + 1);
+                let kick = driver.publish();
+                meeting.meet(4 * turn + 2);
+                lost_kicks += u32::from(!kick && !awake.load(Ordering::Relaxed));
+                meeting.meet(4 * turn + 3);
+                let seen = driver.want_notifications();
+                meeting.meet(4 * turn + 4);
+                lost_notifications += u32::from(!seen && !told.load(Ordering::Relaxed));
+                assert!(driver.pop_used().unwrap().is_some());
+            }
+        });
+        assert_eq!((lost_kicks, lost_notifications), (0, 0), "of {TURNS}");
     }
 }

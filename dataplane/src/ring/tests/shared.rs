@@ -2,10 +2,10 @@
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
 use super::*;
+use crate::memory::tests::Stop;
 use crate::memory::RegionSpec;
 use crate::ring::RingError;
 
@@ -42,8 +42,9 @@ fn turn(pair: &mut Pair<Little>, number: u32) {
 fn the_table_is_swapped_under_a_running_ring() {
     let mut pair = Pair::<Little>::new(little(8));
     let memory = Arc::clone(&pair.memory);
-    let stop = AtomicBool::new(false);
+    let stop = Stop::default();
     thread::scope(|scope| {
+        let _stop = stop.on_drop();
         scope.spawn(|| {
             let other = GuestMemory::anonymous(1 << 40, 4096).unwrap();
             let more = RegionSpec {
@@ -53,7 +54,7 @@ fn the_table_is_swapped_under_a_running_ring() {
                 mmap_offset: 0,
                 fd: other.fd().unwrap(),
             };
-            while !stop.load(Ordering::Relaxed) {
+            while !stop.asked() {
                 memory.add(more).unwrap();
                 memory.replace(vec![whole(&memory)]).unwrap();
             }
@@ -61,7 +62,6 @@ fn the_table_is_swapped_under_a_running_ring() {
         for number in 0..5_000 {
             turn(&mut pair, number);
         }
-        stop.store(true, Ordering::Relaxed);
     });
 }
 
