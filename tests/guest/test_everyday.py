@@ -211,7 +211,7 @@ def test_sg_tool(everyday: Everyday, disk: Disk, tool: str) -> None:
     if tool == "sg_readcap":
         assert f"Logical block length={disk.block_size} bytes" in output
     if tool == "sg_luns":
-        assert "Lun list length = 16 which imply 2 lun entries" in output
+        assert output.split()[-2:] == ["0000000000000000", "0001000000000000"]
 
 
 @pytest.mark.parametrize("lun", [0, 1], ids=["512", "4096"])
