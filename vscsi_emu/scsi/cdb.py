@@ -7,7 +7,7 @@ of the data plane all follow from the declaration.
 from __future__ import annotations
 
 import enum
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from types import MappingProxyType
@@ -64,6 +64,8 @@ class Field:
     high: int = 7
     low: int = 0
     needs: Feature = Feature.NONE
+    ignored: bool = False
+    """Any value is accepted and none has an effect, so that the usage map does not show it."""
 
     @property
     def mask(self) -> bytes:
@@ -81,7 +83,11 @@ def bit(byte: int, number: int, needs: Feature = Feature.NONE) -> Field:
     return Field(byte, high=number, low=number, needs=needs)
 
 
-class Cdb(Mapping[str, int]):
+OBSOLETE_LUN: Final = Field(1, high=7, low=5, ignored=True)
+"""SCSI-2's LOGICAL UNIT NUMBER: EDK II (OVMF) still fills it in when it looks for disks."""
+
+
+class Cdb:
     """The fields of a received CDB, by name."""
 
     def __init__(self, command: CommandType, raw: bytes) -> None:
@@ -90,12 +96,6 @@ class Cdb(Mapping[str, int]):
 
     def __getitem__(self, name: str) -> int:
         return self.command.fields[name].extract(self.raw)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.command.fields)
-
-    def __len__(self) -> int:
-        return len(self.command.fields)
 
 
 @dataclass(frozen=True)
@@ -125,26 +125,36 @@ class CommandType:
     @cached_property
     def usage_map(self) -> bytes:
         """CDB USAGE DATA (SPC-6 6.39.3). CONTROL is 0: neither NACA nor vendor bits are used."""
-        usage = bytearray(self.length)
+        usage = self._bits(field for field in self.fields.values() if not field.ignored)
         usage[0] = self.opcode
         if self.service_action is not None:
-            usage[1] = self.service_action
-        for field in self.fields.values():
-            for offset, mask in enumerate(field.mask, field.byte):
-                usage[offset] |= mask
+            usage[1] |= self.service_action
         return bytes(usage)
 
+    @cached_property
+    def accepted(self) -> bytes:
+        """By bit, what may be set in a CDB: all that is in no field is reserved."""
+        accepted = self._bits(self.fields.values())
+        accepted[0] = 0xFF
+        if self.service_action is not None:
+            accepted[1] |= SERVICE_ACTION_MASK
+        return bytes(accepted)
+
+    def _bits(self, fields: Iterable[Field]) -> bytearray:
+        bits = bytearray(self.length)
+        for field in fields:
+            for offset, mask in enumerate(field.mask, field.byte):
+                bits[offset] |= mask
+        return bits
+
     def parse(self, cdb: bytes) -> Cdb:
-        """The fields of `cdb`; refuses set bits outside of them, with a field pointer.
+        """The fields of `cdb`; refuses reserved bits that are set, with a field pointer.
 
         A CDB is zero-padded where the transport carries fewer bytes than the command has.
         """
         raw = cdb[: self.length].ljust(self.length, b"\0")
-        for offset in range(1, self.length):
-            allowed = self.usage_map[offset]
-            if offset == 1 and self.service_action is not None:
-                allowed |= SERVICE_ACTION_MASK
-            if wrong := raw[offset] & ~allowed:
+        for offset, accepted in enumerate(self.accepted):
+            if wrong := raw[offset] & ~accepted:
                 raise invalid_field_in_cdb(offset, wrong.bit_length() - 1)
         return Cdb(self, raw)
 

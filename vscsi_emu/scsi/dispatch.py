@@ -29,7 +29,9 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
     with _answering(reply):
         found = _find(command.cdb, lun, nexus)
         if nexus is not None and Flag.SKIPS_ATTENTION not in found.flags:
-            nexus.report()
+            attention = target.take(nexus)
+            if attention is not None:
+                raise attention
         cdb = found.parse(command.cdb)
         if nexus is not None and nexus.unit.stopped and Flag.NEEDS_READY in found.flags:
             raise ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
@@ -77,8 +79,8 @@ def _answering(reply: Reply) -> Iterator[None]:
 
 
 def _refuse(reply: Reply, error: ScsiError) -> None:
-    if reply.given:
-        # IMMED: GOOD is out already. The next command would carry this as a deferred error.
-        log.error("after its status, a command ended with %s", error)
-    else:
+    if not reply.given:
         reply.check_condition(error)
+    elif reply.nexus is not None:
+        # IMMED: GOOD is out already.
+        reply.nexus.defer(error)

@@ -115,6 +115,8 @@ class ModePages:
 
     def select(self, code: int, subpage: int) -> list[Key]:
         """The pages that MODE SENSE asks for, in order; none for a page that does not exist."""
+        if code == ALL_PAGES and subpage not in (0, ALL_SUBPAGES):
+            return []
         return [
             key
             for key in self.pages

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
-from vscsi_emu.scsi.sense import Asc, unit_attention
+from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.unit import LogicalUnit
@@ -32,6 +32,7 @@ class Nexus:
         self.data_plane: Final = _dataplane.Nexus(unit.data_plane)
         self.on_attention: Callable[[Asc], None] | None = None
         self._pending: list[Asc] = []
+        self._deferred: ScsiError | None = None
         self.establish(Asc.POWER_ON_OCCURRED)
 
     @property
@@ -55,19 +56,20 @@ class Nexus:
         if self.on_attention is not None:
             self.on_attention(code)
 
-    def take(self) -> Asc | None:
-        """The condition to report now; it is pending no more."""
-        if not self._pending:
-            return None
-        code = self._pending.pop(0)
+    def defer(self, error: ScsiError) -> None:
+        """The next command reports this error of one that has its status already (SPC-6 4.4.8)."""
+        self._deferred = ScsiError(error.key, error.code, deferred=True)
         self.update_gate()
-        return code
 
-    def report(self) -> None:
-        """Raises the condition to report now, if there is one."""
-        code = self.take()
-        if code is not None:
-            raise unit_attention(code)
+    def take(self) -> ScsiError | None:
+        """The unit attention or deferred error to report now; it is pending no more."""
+        error = None
+        if self._pending:
+            error = ScsiError(SenseKey.UNIT_ATTENTION, self._pending.pop(0))
+        elif self._deferred is not None:
+            error, self._deferred = self._deferred, None
+        self.update_gate()
+        return error
 
     def clear(self, code: Asc) -> None:
         """Forgets a condition without reporting it."""
@@ -76,8 +78,8 @@ class Nexus:
             self.update_gate()
 
     def update_gate(self) -> None:
-        """Media commands come to Python while a condition is pending or the unit is stopped."""
-        if self._pending or self.unit.stopped:
+        """Media commands come to Python while there is something to report, or while stopped."""
+        if self._pending or self._deferred or self.unit.stopped:
             self.data_plane.close(_dataplane.CLASS_ALL)
         else:
             self.data_plane.open(_dataplane.CLASS_ALL)

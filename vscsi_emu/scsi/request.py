@@ -28,7 +28,7 @@ class Reply:
 
     def __init__(self, command: Command, nexus: Nexus | None) -> None:
         self._command = command
-        self._nexus = nexus
+        self.nexus = nexus
         self.given = False
 
     def good(self, data: bytes = b"") -> None:
@@ -37,7 +37,7 @@ class Reply:
 
     def check_condition(self, error: ScsiError) -> None:
         """In the sense data format that the logical unit is set to."""
-        descriptor = self._nexus is not None and self._nexus.unit.descriptor_sense
+        descriptor = self.nexus is not None and self.nexus.unit.descriptor_sense
         self.given = True
         self._command.finish(Status.CHECK_CONDITION, sense=error.sense(descriptor=descriptor))
 
@@ -82,4 +82,6 @@ class Request:
 
     def limit(self, data: bytes) -> bytes:
         """Data-in cut to ALLOCATION LENGTH (SPC-6 4.2.5.6)."""
-        return data[: self.cdb["allocation_length"]] if "allocation_length" in self.cdb else data
+        if "allocation_length" not in self.cdb.command.fields:
+            return data
+        return data[: self.cdb["allocation_length"]]

@@ -54,6 +54,7 @@ class ScsiError(Exception):
 
     `field` and `bit` are the field pointer of ILLEGAL REQUEST: a byte offset and the number of
     the most significant wrong bit in it; `in_cdb` says whether in the CDB or the parameter list.
+    `deferred`: the error of an earlier command, whose status was GOOD.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class ScsiError(Exception):
         bit: int | None = None,
         in_cdb: bool = True,
         information: int | None = None,
+        deferred: bool = False,
     ) -> None:
         super().__init__(f"{key.name} {code.name}")
         self.key = key
@@ -73,6 +75,7 @@ class ScsiError(Exception):
         self.bit = bit
         self.in_cdb = in_cdb
         self.information = information
+        self.deferred = deferred
 
     def sense(self, *, descriptor: bool) -> bytes:
         """Sense data in descriptor or fixed format."""
@@ -81,6 +84,7 @@ class ScsiError(Exception):
             self.code >> 8,
             self.code & 0xFF,
             descriptor=descriptor,
+            deferred=self.deferred,
             information=self.information,
             field=self.field,
             bit=self.bit,
@@ -104,7 +108,3 @@ def invalid_field_in_parameter_list(field: int, bit: int | None = None) -> ScsiE
         bit=bit,
         in_cdb=False,
     )
-
-
-def unit_attention(code: Asc) -> ScsiError:
-    return ScsiError(SenseKey.UNIT_ATTENTION, code)

@@ -58,8 +58,8 @@ class CommandTable:
 
     @property
     def usage_maps(self) -> dict[int, bytes]:
-        """CDB usage maps of the commands that the data plane executes, by operation code."""
-        return {c.opcode: c.usage_map for c in self._commands.values() if c.handler is None}
+        """What the data plane accepts in the CDBs that it executes, by operation code."""
+        return {c.opcode: c.accepted for c in self._commands.values() if c.handler is None}
 
 
 def _service_action(cdb: bytes) -> int | None:

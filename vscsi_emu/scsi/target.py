@@ -8,7 +8,7 @@ from typing import Final
 from vscsi_emu.scsi.identity import check_naa
 from vscsi_emu.scsi.lun import MAX_LUN
 from vscsi_emu.scsi.nexus import Nexus
-from vscsi_emu.scsi.sense import Asc
+from vscsi_emu.scsi.sense import Asc, ScsiError
 from vscsi_emu.scsi.unit import LogicalUnit
 
 
@@ -64,6 +64,16 @@ class Target:
         for nexus in self.nexuses.values():
             nexus.unit.disconnect(nexus)
         self.nexuses.clear()
+
+    def take(self, nexus: Nexus) -> ScsiError | None:
+        """What a nexus has to report now; it is pending no more.
+
+        That the inventory changed is reported once a target (LUICLR of VPD page 86h).
+        """
+        error = nexus.take()
+        if error is not None and error.code is Asc.REPORTED_LUNS_DATA_HAS_CHANGED:
+            self.inventory_reported()
+        return error
 
     def inventory_reported(self) -> None:
         """The initiator port knows the inventory: no unit need tell it any more (SPC-6 6.33)."""

@@ -9,15 +9,25 @@ from types import MappingProxyType
 from typing import Final
 
 from vscsi_emu.scsi.mode_pages import ALL_PAGES, ALL_SUBPAGES
+from vscsi_emu.scsi.peripheral import Peripheral
 from vscsi_emu.scsi.target import Target
 from vscsi_emu.scsi.unit import LogicalUnit
+
+SUPPORTED_PAGES: Final = 0x00
+UNIT_SERIAL_NUMBER: Final = 0x80
+DEVICE_IDENTIFICATION: Final = 0x83
+EXTENDED_INQUIRY: Final = 0x86
+MODE_PAGE_POLICY: Final = 0x87
+BLOCK_LIMITS: Final = 0xB0
+BLOCK_CHARACTERISTICS: Final = 0xB1
+PROVISIONING: Final = 0xB2
 
 
 @dataclass(frozen=True, slots=True)
 class PageContext:
-    """What a page may speak of. `peripheral`: byte 0; `unit` None: no unit, or a well known one."""
+    """What a page may speak of. `unit` is None where nothing or a well known unit is addressed."""
 
-    peripheral: int
+    peripheral: Peripheral
     unit: LogicalUnit | None
     target: Target
 
@@ -36,11 +46,13 @@ def vpd_page(code: int, context: PageContext) -> bytes | None:
 
 def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
     unit, target = context.unit, context.target
+    if context.peripheral is Peripheral.WELL_KNOWN:
+        return {DEVICE_IDENTIFICATION: lambda: _port_designators(target)}
     if unit is None:
         return {}
     pages: dict[int, Callable[[], bytes]] = {
         UNIT_SERIAL_NUMBER: lambda: unit.identity.serial_field,
-        DEVICE_IDENTIFICATION: lambda: _device_identification(unit, target),
+        DEVICE_IDENTIFICATION: lambda: _unit_designators(unit) + _port_designators(target),
         EXTENDED_INQUIRY: lambda: _EXTENDED_INQUIRY_BODY,
         MODE_PAGE_POLICY: lambda: _MODE_PAGE_POLICY_BODY,
         BLOCK_LIMITS: lambda: _block_limits(unit),
@@ -50,15 +62,6 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
         pages[PROVISIONING] = lambda: _PROVISIONING_BODY
     return MappingProxyType(pages)
 
-
-SUPPORTED_PAGES: Final = 0x00
-UNIT_SERIAL_NUMBER: Final = 0x80
-DEVICE_IDENTIFICATION: Final = 0x83
-EXTENDED_INQUIRY: Final = 0x86
-MODE_PAGE_POLICY: Final = 0x87
-BLOCK_LIMITS: Final = 0xB0
-BLOCK_CHARACTERISTICS: Final = 0xB1
-PROVISIONING: Final = 0xB2
 
 # ── Device identification (SPC-6 7.7.6) ────────────────────────────────────────────────────────
 
@@ -77,13 +80,18 @@ def _scsi_name(naa: bytes) -> bytes:
     return name + bytes(4 - len(name) % 4)
 
 
-def _device_identification(unit: LogicalUnit, target: Target) -> bytes:
+def _unit_designators(unit: LogicalUnit) -> bytes:
     identity = unit.identity
     t10 = identity.vendor_field + identity.product_field + identity.serial_field
+    return (
+        _designator(_BINARY, _UNIT, _NAA, identity.naa)
+        + _designator(_ASCII, _UNIT, _T10_VENDOR, t10)
+        + _designator(_UTF8, _UNIT, _SCSI_NAME, _scsi_name(identity.naa))
+    )
+
+
+def _port_designators(target: Target) -> bytes:
     designators = [
-        _designator(_BINARY, _UNIT, _NAA, identity.naa),
-        _designator(_ASCII, _UNIT, _T10_VENDOR, t10),
-        _designator(_UTF8, _UNIT, _SCSI_NAME, _scsi_name(identity.naa)),
         _designator(_BINARY, _PORT, _RELATIVE_PORT, struct.pack(">I", target.relative_port)),
     ]
     if target.naa is not None:

@@ -3,14 +3,14 @@
 import struct
 from typing import Final
 
-from vscsi_emu.scsi.cdb import Field, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Field, command
 from vscsi_emu.scsi.request import Request
 
 _LBPME: Final = 0x80
 _LBPRZ: Final = 0x40
 
 
-@command("READ CAPACITY(10)", 0x25, 10)
+@command("READ CAPACITY(10)", 0x25, 10, lun=OBSOLETE_LUN)
 def read_capacity_10(request: Request) -> bytes:
     """FFFFFFFFh for a last LBA that only READ CAPACITY(16) can say."""
     unit = request.unit

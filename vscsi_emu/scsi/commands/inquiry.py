@@ -3,16 +3,12 @@
 import struct
 from typing import Final
 
-from vscsi_emu.scsi.cdb import Field, Flag, bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Field, Flag, bit, command
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
+from vscsi_emu.scsi.peripheral import Peripheral
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import invalid_field_in_cdb
 from vscsi_emu.scsi.vpd import PageContext, vpd_page
-
-_DIRECT_ACCESS: Final = 0x00
-_WELL_KNOWN: Final = 0x1E
-_ABSENT: Final = 0x7F
-"""Peripheral qualifier 011b, device type 1Fh: no logical unit is, or could be, here."""
 
 _TARGET_NAMES: Final = (b"VSCSIEMU", b"Target".ljust(16), b"0001")
 """Vendor, product and revision where no logical unit has its own."""
@@ -36,6 +32,7 @@ assert _LAYOUT.size == _SIZE
     0x12,
     6,
     flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN,
+    lun=OBSOLETE_LUN,
     evpd=bit(1, 0),
     page_code=Field(2),
     allocation_length=Field(3, 2),
@@ -55,13 +52,13 @@ def inquiry(request: Request) -> bytes:
     return _standard(request, peripheral)
 
 
-def _peripheral(request: Request) -> int:
+def _peripheral(request: Request) -> Peripheral:
     if request.target.find(request.lun) is not None:
-        return _DIRECT_ACCESS
-    return _WELL_KNOWN if request.lun == REPORT_LUNS_WLUN else _ABSENT
+        return Peripheral.DIRECT_ACCESS
+    return Peripheral.WELL_KNOWN if request.lun == REPORT_LUNS_WLUN else Peripheral.ABSENT
 
 
-def _standard(request: Request, peripheral: int) -> bytes:
+def _standard(request: Request, peripheral: Peripheral) -> bytes:
     nexus = request.target.find(request.lun)
     names = _TARGET_NAMES
     if nexus is not None:

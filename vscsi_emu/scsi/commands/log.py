@@ -1,4 +1,4 @@
-"""LOG SENSE (SPC-6 6.9): the two pages that list the supported ones."""
+"""LOG SENSE (SPC-6 6.9): the two pages that list the supported ones, for which PC is ignored."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -25,6 +25,7 @@ _PAGES: Final[Mapping[tuple[int, int], bytes]] = MappingProxyType(
     "LOG SENSE",
     0x4D,
     10,
+    page_control=Field(2, high=7, low=6, ignored=True),
     page_code=Field(2, high=5),
     subpage_code=Field(3),
     allocation_length=Field(7, 2),

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Final
 
-from vscsi_emu.scsi.cdb import Field, bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Field, bit, command
 from vscsi_emu.scsi.mode_pages import ALL_PAGES, PageControl, page_header_size, page_key
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import (
@@ -32,6 +32,7 @@ _LONG_DESCRIPTOR: Final = struct.Struct(">Q4xI")
     "MODE SENSE(6)",
     0x1A,
     6,
+    lun=OBSOLETE_LUN,
     dbd=bit(1, 3),
     page_control=Field(2, high=7, low=6),
     page_code=Field(2, high=5),
@@ -50,6 +51,7 @@ def mode_sense_6(request: Request) -> bytes:
     0x5A,
     10,
     llbaa=bit(1, 4),
+    lun=OBSOLETE_LUN,
     dbd=bit(1, 3),
     page_control=Field(2, high=7, low=6),
     page_code=Field(2, high=5),

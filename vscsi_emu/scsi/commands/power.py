@@ -2,11 +2,19 @@
 
 from collections.abc import Awaitable
 
-from vscsi_emu.scsi.cdb import bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, bit, command
 from vscsi_emu.scsi.request import Request
 
 
-@command("START STOP UNIT", 0x1B, 6, immed=bit(1, 0), no_flush=bit(4, 2), start=bit(4, 0))
+@command(
+    "START STOP UNIT",
+    0x1B,
+    6,
+    lun=OBSOLETE_LUN,
+    immed=bit(1, 0),
+    no_flush=bit(4, 2),
+    start=bit(4, 0),
+)
 def start_stop_unit(request: Request) -> bytes | Awaitable[bytes]:
     """Stopping waits for running commands, then flushes unless NO_FLUSH says not to."""
     unit, immed = request.unit, bool(request.cdb["immed"])

@@ -1,12 +1,12 @@
 """REQUEST SENSE and TEST UNIT READY (SPC-6 6.37, 6.47)."""
 
-from vscsi_emu.scsi.cdb import Field, Flag, bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Field, Flag, bit, command
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
 from vscsi_emu.scsi.request import Request
-from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey, unit_attention
+from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
 
-@command("TEST UNIT READY", 0x00, 6, flags=Flag.NEEDS_READY | Flag.WELL_KNOWN)
+@command("TEST UNIT READY", 0x00, 6, flags=Flag.NEEDS_READY | Flag.WELL_KNOWN, lun=OBSOLETE_LUN)
 def test_unit_ready(request: Request) -> bytes:
     return b""
 
@@ -16,6 +16,7 @@ def test_unit_ready(request: Request) -> bytes:
     0x03,
     6,
     flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN,
+    lun=OBSOLETE_LUN,
     desc=bit(1, 0),
     allocation_length=Field(4),
 )
@@ -29,8 +30,8 @@ def _state(request: Request) -> ScsiError:
     if nexus is None:
         if request.lun != REPORT_LUNS_WLUN:
             return ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED)
-    elif (code := nexus.take()) is not None:
-        return unit_attention(code)
+    elif (error := request.target.take(nexus)) is not None:
+        return error
     elif nexus.unit.stopped:
         return ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
     return ScsiError(SenseKey.NO_SENSE, Asc.NO_ADDITIONAL_SENSE)

@@ -1,0 +1,193 @@
+"""INQUIRY: standard data and VPD pages, byte by byte (SPC-6 6.7 and 7.7, SBC-5 6.6)."""
+
+import struct
+
+import pytest
+
+from tests.unit.scsi.harness import (
+    PORT_NAA,
+    UNIT_NAA,
+    bad_cdb,
+    good,
+    make_target,
+    make_unit,
+    refused,
+)
+from vscsi_emu._dataplane import Engine
+from vscsi_emu.scsi import REPORT_LUNS_WLUN, Identity, Limits, LogicalUnit, Target
+
+
+def vpd(target: Target, page: int, lun: int = 0) -> bytes:
+    data = good(target, bytes([0x12, 1, page, 0xFF, 0xFF, 0]), lun=lun)
+    assert data[1] == page
+    assert int.from_bytes(data[2:4]) == len(data) - 4
+    return data
+
+
+# ── Standard INQUIRY data ──────────────────────────────────────────────────────────────────────
+
+
+def test_standard_data() -> None:
+    data = good(make_target(make_unit()), "1200 00 00ff 00")
+    assert data == (
+        bytes.fromhex("00 00 06 12 5b 00 00 02")
+        + b"ACME    "
+        + b"Rocket disk     "
+        + b"0001"
+        + bytes(22)
+        + bytes.fromhex("00a0 0460 04c0")
+        + bytes(10 + 22)
+    )
+    # Not padded to the allocation length; ADDITIONAL LENGTH counts what follows byte 4.
+    assert len(data) == 96 == data[4] + 5
+
+
+@pytest.mark.parametrize("allocation", [0, 5, 36, 95, 96, 0x1234])
+def test_allocation_length_cuts(allocation: int) -> None:
+    target = make_target(make_unit())
+    full = good(target, "120000ffff00")
+    cdb = bytes([0x12, 0, 0]) + allocation.to_bytes(2)
+    assert good(target, cdb) == full[:allocation]
+
+
+def test_page_code_without_evpd() -> None:
+    target = make_target(make_unit())
+    assert refused(target, "120080ffff00") == bad_cdb(2, 7)
+
+
+def test_cmddt_is_refused() -> None:
+    assert refused(make_target(make_unit()), "120200ffff00") == bad_cdb(1, 1)
+
+
+def test_absent_logical_unit() -> None:
+    data = good(make_target(make_unit()), "120000ffff00", lun=9)
+    assert data[0] == 0x7F
+    assert data[2:4] == bytes([6, 0x12])
+    assert len(data) == 96
+    assert vpd(make_target(make_unit()), 0x00, lun=9) == bytes([0x7F, 0, 0, 1, 0])
+
+
+def test_well_known_logical_unit() -> None:
+    data = good(make_target(make_unit()), "120000ffff00", lun=REPORT_LUNS_WLUN)
+    assert data[0] == 0x1E
+    assert data[2] == 6
+    page = vpd(make_target(make_unit()), 0x00, lun=REPORT_LUNS_WLUN)
+    assert page == bytes([0x1E, 0, 0, 2, 0x00, 0x83])
+
+
+# ── VPD pages ──────────────────────────────────────────────────────────────────────────────────
+
+
+def test_supported_pages() -> None:
+    thin, thick = make_target(make_unit()), make_target(make_unit(discard=False))
+    assert vpd(thin, 0x00) == bytes.fromhex("00 00 0008 00 80 83 86 87 b0 b1 b2")
+    assert vpd(thick, 0x00) == bytes.fromhex("00 00 0007 00 80 83 86 87 b0 b1")
+
+
+@pytest.mark.parametrize("page", [0x01, 0x81, 0x84, 0x85, 0x88, 0x89, 0xB3, 0xFF])
+def test_unsupported_page(page: int) -> None:
+    assert refused(make_target(make_unit()), bytes([0x12, 1, page, 0, 255])) == bad_cdb(2, 7)
+
+
+def test_every_listed_page_is_there() -> None:
+    target = make_target(make_unit())
+    for page in vpd(target, 0x00)[4:]:
+        vpd(target, page)
+
+
+def test_unit_serial_number() -> None:
+    assert vpd(make_target(make_unit()), 0x80) == b"\0\x80\0\x08SERIAL-1"
+
+
+def test_device_identification() -> None:
+    assert vpd(make_target(make_unit()), 0x83)[4:] == b"".join(
+        [
+            bytes.fromhex("01 03 00 08") + UNIT_NAA,
+            bytes.fromhex("02 01 00 20") + b"ACME    Rocket disk     SERIAL-1",
+            bytes.fromhex("03 08 00 18") + b"naa.3000000000000001\0\0\0\0",
+            bytes.fromhex("01 14 00 04 00000001"),
+            bytes.fromhex("01 13 00 08") + PORT_NAA,
+            bytes.fromhex("03 18 00 18") + b"naa.3000000000000002\0\0\0\0",
+        ]
+    )
+
+
+def test_device_identification_of_the_well_known_unit_names_the_port_only() -> None:
+    page = vpd(make_target(make_unit()), 0x83, lun=REPORT_LUNS_WLUN)
+    assert page[4:12] == bytes.fromhex("01 14 00 04 00000001")
+    assert UNIT_NAA not in page
+
+
+def test_device_identification_of_a_nameless_port() -> None:
+    target = Target({0: make_unit()}, relative_port=7)
+    assert vpd(target, 0x83)[-8:] == bytes.fromhex("01 14 00 04 00000007")
+
+
+def test_a_16_byte_name() -> None:
+    naa = bytes.fromhex("600000000000000100000000000000ff")
+    unit = LogicalUnit(Engine.memory(1 << 20), Identity("S", naa))
+    page = vpd(make_target(unit), 0x83)
+    assert page[4:8] == bytes.fromhex("01 03 00 10")
+    assert page[8:24] == naa
+
+
+def test_extended_inquiry() -> None:
+    page = vpd(make_target(make_unit()), 0x86)
+    # SIMPSUP alone of the task attributes; V_SUP; LUICLR.
+    assert page == bytes.fromhex("00 86 003c 00 01 01 01") + bytes(56)
+
+
+def test_mode_page_policy() -> None:
+    assert vpd(make_target(make_unit()), 0x87) == bytes.fromhex("00 87 0004 3f ff 00 00")
+
+
+def test_block_limits() -> None:
+    limits = Limits(
+        max_transfer_blocks=0x10000,
+        optimal_transfer_blocks=0x800,
+        optimal_granularity_blocks=8,
+        max_write_same_blocks=0x8000,
+        max_unmap_blocks=0x100000,
+        max_unmap_descriptors=0x100,
+        unmap_granularity_blocks=8,
+        unmap_alignment=3,
+    )
+    assert vpd(make_target(make_unit(limits=limits)), 0xB0) == bytes.fromhex(
+        "00 b0 003c 00 00 0008"
+        "00010000 00000800 00000000 00100000 00000100 00000008 80000003"
+        "0000000000008000" + "00" * 20
+    )
+
+
+def test_block_limits_without_discard_promise_no_unmap() -> None:
+    page = vpd(make_target(make_unit(discard=False)), 0xB0)
+    assert page[20:36] == bytes(16)
+    assert len(page) == 64
+
+
+@pytest.mark.parametrize("block_size", [512, 4096])
+def test_default_limits_are_what_the_data_plane_obeys(block_size: int) -> None:
+    unit = make_unit(block_size=block_size)
+    page = vpd(make_target(unit), 0xB0)
+    transfer, unmap, descriptors = struct.unpack_from(">I8xII", page, 8)
+    write_same = int.from_bytes(page[36:44])
+    policy = unit.data_plane.policy
+    assert (transfer, write_same, unmap, descriptors) == (
+        policy.max_transfer_blocks,
+        policy.max_write_same_blocks,
+        policy.max_unmap_blocks,
+        policy.max_unmap_descriptors,
+    )
+    assert transfer * block_size == 32 << 20
+    assert 256 <= write_same < 65536
+
+
+@pytest.mark.parametrize("rate", [0, 1, 7200])
+def test_block_device_characteristics(rate: int) -> None:
+    page = vpd(make_target(make_unit(rotation_rate=rate)), 0xB1)
+    assert page == bytes.fromhex("00 b1 003c") + rate.to_bytes(2) + bytes(58)
+
+
+def test_logical_block_provisioning() -> None:
+    # LBPU, LBPWS, LBPWS10, LBPRZ 001b; thin.
+    assert vpd(make_target(make_unit()), 0xB2) == bytes.fromhex("00 b2 0004 00 e4 02 00")

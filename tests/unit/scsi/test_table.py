@@ -1,0 +1,238 @@
+"""One declaration a command: everything else must agree with it."""
+
+import pytest
+
+from tests.unit.scsi.harness import Recorder, bad_cdb, cdb_of, make_target, make_unit, refused, send
+from vscsi_emu import _dataplane
+from vscsi_emu.scsi import Asc, Feature, Route, SenseKey, Status, handle, route_table
+from vscsi_emu.scsi.cdb import (
+    SERVICE_ACTION_MASK,
+    SERVICE_ACTION_OPCODES,
+    Cdb,
+    CommandType,
+    Field,
+    Flag,
+    bit,
+)
+from vscsi_emu.scsi.commands import ALL
+from vscsi_emu.scsi.table import command_table
+
+MEDIA = {
+    _dataplane.ROUTE_READ: {0x08, 0x28, 0xA8, 0x88},
+    _dataplane.ROUTE_WRITE: {
+        *(0x0A, 0x2A, 0xAA, 0x8A),
+        *(0x2E, 0xAE, 0x8E),
+        *(0x41, 0x93),
+        0x42,
+    },
+    _dataplane.ROUTE_MEDIA: {0x2F, 0xAF, 0x8F, 0x35, 0x91},
+}
+
+
+def commands() -> list[CommandType]:
+    return list(command_table(Feature.THIN))
+
+
+def name(command: object) -> str:
+    return command.name if isinstance(command, CommandType) else str(command)
+
+
+# ── Routes ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_route_values_are_the_data_planes() -> None:
+    assert [int(route) for route in Route] == [
+        _dataplane.ROUTE_PYTHON,
+        _dataplane.ROUTE_READ,
+        _dataplane.ROUTE_WRITE,
+        _dataplane.ROUTE_MEDIA,
+    ]
+
+
+def test_routes_of_a_thin_unit() -> None:
+    routes = route_table(Feature.THIN)
+    assert len(routes) == 256
+    for route, opcodes in MEDIA.items():
+        assert {opcode for opcode in range(256) if routes[opcode] == route} == opcodes
+
+
+def test_unmap_is_not_routed_without_thin_provisioning() -> None:
+    assert route_table()[0x42] == Route.PYTHON
+    assert route_table()[0x41] == Route.WRITE
+
+
+def test_no_two_declarations_are_the_same_command() -> None:
+    keys = [(command.opcode, command.service_action) for command in ALL]
+    assert len(keys) == len(set(keys))
+
+
+# ── Fields and usage maps ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("field", "cdb", "value"),
+    [
+        (Field(2, 4), "00 00 12345678 00", 0x12345678),
+        (Field(1, 3, high=4), "00 ff ffff", 0x1FFFFF),
+        (Field(1, high=2, low=1), "00 06", 3),
+        (Field(2, high=7, low=6), "00 00 80", 2),
+        (bit(1, 3), "00 08", 1),
+        (bit(1, 3), "00 f7", 0),
+    ],
+)
+def test_field(field: Field, cdb: str, value: int) -> None:
+    assert field.extract(bytes.fromhex(cdb)) == value
+
+
+@pytest.mark.parametrize(
+    ("opcode", "action", "usage"),
+    [
+        (0x00, None, "00 00 00 00 00 00"),
+        (0x03, None, "03 01 00 00 ff 00"),
+        (0x08, None, "08 1f ff ff ff 00"),
+        (0x12, None, "12 01 ff ff ff 00"),
+        (0x1A, None, "1a 08 ff ff ff 00"),
+        (0x1B, None, "1b 01 00 00 05 00"),
+        (0x28, None, "28 18 ffffffff 00 ffff 00"),
+        (0x2A, None, "2a 18 ffffffff 00 ffff 00"),
+        (0x2F, None, "2f 16 ffffffff 00 ffff 00"),
+        (0x35, None, "35 02 ffffffff 00 ffff 00"),
+        (0x41, None, "41 08 ffffffff 00 ffff 00"),
+        (0x42, None, "42 00 00000000 00 ffff 00"),
+        (0x55, None, "55 10 00 00 00 00 00 ffff 00"),
+        (0x8A, None, "8a 18 ffffffffffffffff ffffffff 00 00"),
+        (0x93, None, "93 09 ffffffffffffffff ffffffff 00 00"),
+        (0x9E, 0x10, "9e 10 0000000000000000 ffffffff 00 00"),
+        (0xA3, 0x0C, "a3 0c 87 ff ffff ffffffff 00 00"),
+        (0xA8, None, "a8 18 ffffffff ffffffff 00 00"),
+    ],
+)
+def test_usage_map(opcode: int, action: int | None, usage: str) -> None:
+    command = command_table(Feature.THIN).get(opcode, action)
+    assert command is not None
+    assert command.usage_map.hex() == bytes.fromhex(usage).hex()
+    assert command.length == len(command.usage_map)
+
+
+def test_the_unmap_bit_needs_thin_provisioning() -> None:
+    command = command_table(Feature.NONE).get(0x93, None)
+    assert command is not None
+    assert command.usage_map[1] == 0x01
+    assert refused(make_target(make_unit(discard=False)), "9308") == bad_cdb(1, 3)
+
+
+@pytest.mark.parametrize("command", commands(), ids=name)
+def test_fields_lie_in_the_cdb_and_do_not_overlap(command: CommandType) -> None:
+    used = bytearray(command.length)
+    used[0] = used[-1] = 0xFF
+    if command.service_action is not None:
+        used[1] = SERVICE_ACTION_MASK
+    for field in command.fields.values():
+        for offset, mask in enumerate(field.mask, field.byte):
+            assert not used[offset] & mask
+            used[offset] |= mask
+    assert (command.opcode in SERVICE_ACTION_OPCODES) == (command.service_action is not None)
+    assert len(command.usage_map) == {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}[command.opcode >> 5]
+
+
+@pytest.mark.parametrize("command", commands(), ids=name)
+def test_the_usage_map_shows_all_that_is_accepted_but_what_is_ignored(command: CommandType) -> None:
+    ignored = bytearray(command.length)
+    for field in command.fields.values():
+        for offset, mask in enumerate(field.mask if field.ignored else b"", field.byte):
+            ignored[offset] |= mask
+    shown = [a & ~b for a, b in zip(command.accepted, ignored, strict=True)]
+    assert shown[2:] == list(command.usage_map[2:])
+    if command.service_action is None:
+        assert shown[1] == command.usage_map[1]
+
+
+@pytest.mark.parametrize(
+    "cdb",
+    ["00e0", "03e0000012", "12e0000024", "1ae83f00ff", "5ae83f0000000000ff", "25e0", "1be0000001"],
+)
+def test_the_obsolete_lun_field_is_ignored(cdb: str) -> None:
+    assert send(make_target(make_unit()), cdb).status == Status.GOOD
+
+
+@pytest.mark.parametrize("command", commands(), ids=name)
+def test_every_reserved_bit_is_refused_with_its_pointer(command: CommandType) -> None:
+    target = make_target(make_unit())
+    base = bytearray(command.length)
+    base[0], base[1] = command.opcode, command.service_action or 0
+    for offset in range(1, command.length):
+        known = command.accepted[offset]
+        for number in range(8):
+            if not known >> number & 1:
+                cdb = bytearray(base)
+                cdb[offset] |= 1 << number
+                assert refused(target, bytes(cdb)) == bad_cdb(offset, number)
+
+
+@pytest.mark.parametrize("command", commands(), ids=name)
+def test_a_handler_reads_every_field_it_declares(
+    command: CommandType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if command.handler is None:
+        return
+    read = set()
+
+    def reading(cdb: Cdb, field: str) -> int:
+        read.add(field)
+        return original(cdb, field)
+
+    original = Cdb.__getitem__
+    monkeypatch.setattr(Cdb, "__getitem__", reading)
+    # Each field in turn is 1, so that every branch is gone into; lengths leave room for data.
+    lengths = {name: 255 for name in command.fields if name.endswith("length")}
+    mode_page = bytes(8) + b"\x08\x12" + bytes(245)
+    for chosen in ({}, *({name: 1} for name in command.fields)):
+        send(make_target(make_unit()), cdb_of(command, **{**lengths, **chosen}), data_out=mode_page)
+    assert read == {name for name, field in command.fields.items() if not field.ignored}
+
+
+# ── Finding a command ──────────────────────────────────────────────────────────────────────────
+
+
+def test_unknown_operation_codes() -> None:
+    target = make_target(make_unit())
+    known = {command.opcode for command in commands()}
+    for opcode in set(range(256)) - known:
+        sense = refused(target, bytes([opcode]))
+        assert (sense.key, sense.code) == (
+            SenseKey.ILLEGAL_REQUEST,
+            Asc.INVALID_COMMAND_OPERATION_CODE,
+        )
+        assert sense.pointer is not None
+        assert sense.pointer[0] == 0
+
+
+@pytest.mark.parametrize("opcode", [0x9E, 0xA3])
+def test_unknown_service_actions(opcode: int) -> None:
+    target = make_target(make_unit())
+    known = {c.service_action for c in commands() if c.opcode == opcode}
+    for action in set(range(32)) - known:
+        assert refused(target, bytes([opcode, action])) == bad_cdb(1, 4)
+
+
+@pytest.mark.parametrize("command", commands(), ids=name)
+def test_naca_is_refused(command: CommandType) -> None:
+    cdb = bytearray(command.length)
+    cdb[0], cdb[1] = command.opcode, command.service_action or 0
+    cdb[-1] = 0x04
+    assert refused(make_target(make_unit()), bytes(cdb)) == bad_cdb(command.length - 1, 2)
+
+
+def test_a_short_cdb_is_padded_with_zeros() -> None:
+    command = Recorder(b"\x28")
+    assert handle(command, make_target(make_unit()), 0) is None
+    assert command.executed
+
+
+@pytest.mark.parametrize("command", commands(), ids=name)
+def test_media_commands_go_to_the_data_plane(command: CommandType) -> None:
+    cdb = bytes([command.opcode, command.service_action or 0])
+    executed = send(make_target(make_unit()), cdb).executed
+    assert executed == (command.handler is None)
+    assert executed == (command.route is not Route.PYTHON)
+    assert not executed or Flag.NEEDS_READY in command.flags
