@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
+from vscsi_emu.transport.vhost_user.err_fd import ErrFd
 from vscsi_emu.transport.vhost_user.errors import RefusedError, WireError
 from vscsi_emu.virtio.scsi import Response
 
@@ -36,7 +36,7 @@ class Vring:
         self.call_set = False
         """SET_VRING_CALL was received; without it calls go in-band, if that was negotiated."""
         self.call_fd = -1
-        self.error_fd = -1
+        self.err_fd: ErrFd | None = None
         self.queue: Queue | None = None
 
     @property
@@ -48,10 +48,10 @@ class Vring:
         _close(self.call_fd)
         self.call_fd, self.call_set = fd, True
 
-    def set_error_fd(self, fd: int) -> None:
-        """Takes over `fd`; -1: none."""
-        _close(self.error_fd)
-        self.error_fd = fd
+    def set_err_fd(self, err_fd: ErrFd | None) -> None:
+        if self.err_fd:
+            self.err_fd.close()
+        self.err_fd = err_fd
 
 
 class Rings:
@@ -164,19 +164,15 @@ class Rings:
         if ring is None:
             return None
         log.warning("%s: ring %d is broken and was stopped: %s", self._name, ring.index, text)
-        if ring.error_fd < 0:
+        if ring.err_fd is None:
             return ring
-        try:
-            os.write(ring.error_fd, (1).to_bytes(8, "little"))
-        except OSError as error:
-            if error.errno != errno.EAGAIN:  # a full counter has told it already
-                log.warning("%s: err descriptor of ring %d: %s", self._name, ring.index, error)
+        ring.err_fd.signal()
         return None
 
     def close(self) -> None:
         for ring in self._rings:
             _close(ring.call_fd)
-            _close(ring.error_fd)
+            ring.set_err_fd(None)
 
     def _start(self, ring: Vring, kick_fd: int, *, poll: bool = False) -> None:
         if not ring.size or ring.addresses is None:
