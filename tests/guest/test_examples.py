@@ -28,7 +28,7 @@ def test_the_readme_shows_the_guest_example() -> None:
 
 
 def test_the_configuration_example_shares_a_disk() -> None:
-    config = from_file(ROOT / "examples" / "hba.toml")
+    config = from_file(str(ROOT / "examples" / "hba.toml"))
     first, second = config.hbas
     assert first.luns[3, 2] == second.luns[0, 0]
     assert [lun.spec.block_size for lun in config.luns] == [None, 4096]
