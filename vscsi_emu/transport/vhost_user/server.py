@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_BACKLOG: Final = 8
+_BACKLOG: Final = 128
+"""Front ends that may wait for the one that is served."""
 _MAX_PATH: Final = 107
 
 

@@ -12,6 +12,7 @@ from vscsi_emu import _dataplane
 from vscsi_emu.hba import FeatureError
 from vscsi_emu.transport.vhost_user.backchannel import Backchannel
 from vscsi_emu.transport.vhost_user.channel import Channel
+from vscsi_emu.transport.vhost_user.err_fd import ErrFd
 from vscsi_emu.transport.vhost_user.errors import RefusedError, WireError
 from vscsi_emu.transport.vhost_user.rings import Rings
 from vscsi_emu.virtio import vhost_user as vu
@@ -257,8 +258,15 @@ class Session:
 
     async def _set_vring_err(self, payload: vu.VringFd, packet: vu.Packet) -> None:
         ring = self._rings[payload.index]
-        fds = packet.take_fds()
-        ring.set_error_fd(fds[0] if fds else -1)
+        if not packet.fds:
+            ring.set_err_fd(None)
+            return
+        try:
+            err_fd = ErrFd(packet.fds[0])
+        except ValueError as error:
+            raise RefusedError(f"ring {ring.index}: {error}") from None
+        packet.take_fds()
+        ring.set_err_fd(err_fd)
 
     async def _set_vring_enable(self, payload: vu.VringState, _packet: vu.Packet) -> None:
         if payload.num not in (0, 1):
