@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
@@ -120,7 +120,7 @@ class CommandType:
         if self.needs not in features:
             return None
         fields = {name: field for name, field in self.fields.items() if field.needs in features}
-        return CommandType(**{**vars(self), "fields": MappingProxyType(fields)})
+        return replace(self, fields=MappingProxyType(fields))
 
     @cached_property
     def usage_map(self) -> bytes:
