@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import socket
 
@@ -71,5 +70,5 @@ class Backchannel:
 
     async def close(self) -> None:
         self._task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._task
+        # Not by suppressing CancelledError: that could be our own, of a server that is told to end.
+        await asyncio.gather(self._task, return_exceptions=True)
