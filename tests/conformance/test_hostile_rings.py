@@ -185,8 +185,15 @@ def test_broken_ring(guest: Guest, build: Callable[[RawRing], None]) -> None:
     ring.recover()
 
 
-@pytest.mark.parametrize("queue", [CONTROL_QUEUE, EVENT_QUEUE])
-@pytest.mark.parametrize("build", [_self_loop, _head_out_of_range, _index_too_far])
+@pytest.mark.parametrize(
+    ("queue", "build"),
+    [
+        (CONTROL_QUEUE, _self_loop),
+        (CONTROL_QUEUE, _head_out_of_range),
+        (CONTROL_QUEUE, _index_too_far),
+        (EVENT_QUEUE, _index_too_far),  # its chains are looked at when there is an event
+    ],
+)
 def test_other_queues_break_alike(
     guest: Guest, queue: int, build: Callable[[RawRing], None]
 ) -> None:
@@ -340,20 +347,20 @@ def test_the_ring_changes_while_the_device_reads_it(guest: Guest, seed: int) -> 
     ring.recover()
 
 
+@pytest.mark.parametrize("queue", [REQUEST_QUEUE, CONTROL_QUEUE])
 @pytest.mark.parametrize("seed", range(5))
-def test_requests_of_random_bytes(guest: Guest, seed: int) -> None:
+def test_requests_of_random_bytes(guest: Guest, seed: int, queue: int) -> None:
     """Each is answered: lun, task attribute, CDB and control types out of thin air."""
     rng = random.Random(seed)
-    for queue in (REQUEST_QUEUE, CONTROL_QUEUE):
-        ring = RawRing(guest, queue)
-        for n in range(1, 101):
-            header = bytearray(rng.randbytes(REQUEST_BYTES))
-            if rng.random() < 0.7:
-                header[:8] = bytes([1, 0, 0x40, rng.choice((0, 0, 1)), 0, 0, 0, 0])
-            if header[19] == START_STOP_UNIT:  # obeyed, it would stop the unit for all tests
-                header[19] = 0
-            ring.memory.write(ring.request.address, bytes(header))
-            ring.good_chain()
-            ring.expose(0)
-            assert ring.settled(n), f"request {header.hex()} was not answered"
+    ring = RawRing(guest, queue)
+    for n in range(1, 101):
+        header = bytearray(rng.randbytes(REQUEST_BYTES))
+        if rng.random() < 0.7:
+            header[:8] = bytes([1, 0, 0x40, rng.choice((0, 0, 1)), 0, 0, 0, 0])
+        if header[19] == START_STOP_UNIT:  # obeyed, it would stop the unit for all tests
+            header[19] = 0
+        ring.memory.write(ring.request.address, bytes(header))
+        ring.good_chain()
+        ring.expose(0)
+        assert ring.settled(n), f"request {header.hex()} was not answered"
     ring.recover()
