@@ -51,6 +51,9 @@ class FileBackend(Backend):
             finally:
                 if direct_fd >= 0:
                     os.close(direct_fd)
+        except OSError as error:
+            os.close(self._fd)
+            raise BackendError(f"{spec}: {error.strerror}") from None
         except BaseException:
             os.close(self._fd)
             raise

@@ -18,9 +18,9 @@ from vscsi_emu.scsi.identity import MAX_SERIAL, PRODUCT_SIZE, VENDOR_SIZE
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
 
-_ADDRESS: Final = re.compile(r"(\d+):(\d+)=")
+_ADDRESS: Final = re.compile(r"(\d+):(\d+)=", re.ASCII)
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):")
-_SIZE: Final = re.compile(r"(\d+)([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_SIZE: Final = re.compile(r"(\d+)([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 
 Address = tuple[int, int]
@@ -72,7 +72,7 @@ def parse_switch(text: str) -> bool:
 
 def parse_address(text: str) -> Address:
     """(target, LUN) of ``3:2``."""
-    match = re.fullmatch(r"(\d+):(\d+)", text)
+    match = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
     if not match:
         raise SpecError(f"{text!r} is not TARGET:LUN; write for example 0:0")
     target, lun = int(match[1]), int(match[2])
@@ -97,7 +97,7 @@ def _cache(text: str) -> bool:
 
 def _rotation_rate(text: str) -> int:
     # MEDIUM ROTATION RATE of VPD page B1h (SBC-5 6.6.3): the other values are reserved.
-    rate = int(text) if text.isdecimal() else -1
+    rate = int(text) if text.isascii() and text.isdecimal() else -1
     if rate not in (0, 1) and not 0x401 <= rate <= 0xFFFE:
         raise SpecError(f"{text!r} is not 0 (unknown), 1 (solid state) or 1025 to 65534 rpm")
     return rate

@@ -1,0 +1,149 @@
+"""``hba.toml`` and the command line's shorthand for it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from vscsi_emu.config import ConfigError, from_arguments, from_file
+
+
+def addresses(*luns: str) -> dict[tuple[int, int], str]:
+    """Which unit is where."""
+    config = from_arguments(luns, socket="/run/hba.sock")
+    specs = {lun.name: str(lun.spec) for lun in config.luns}
+    return {at: specs[name] for at, name in config.hbas[0].luns.items()}
+
+
+def test_disks_without_an_address_become_lun_0_of_one_target_each() -> None:
+    assert addresses("a", "b", "c") == {(0, 0): "a", (1, 0): "b", (2, 0): "c"}
+
+
+def test_a_given_address_is_left_out() -> None:
+    assert addresses("a", "1:0=b", "0:1=c", "d") == {
+        (0, 0): "a",
+        (1, 0): "b",
+        (0, 1): "c",
+        (2, 0): "d",
+    }
+
+
+def test_256_targets_and_no_more() -> None:
+    assert len(addresses(*["mem:1M"] * 256)) == 256
+    with pytest.raises(ConfigError, match="no target is free"):
+        addresses(*["mem:1M"] * 257)
+
+
+def test_two_disks_on_one_address() -> None:
+    with pytest.raises(ConfigError, match=r"--lun 3:2=b: a is at 3:2 already"):
+        addresses("3:2=a", "3:2=b")
+
+
+@pytest.mark.parametrize("queues", [0, -1, 255])
+def test_queues_out_of_range(queues: int) -> None:
+    with pytest.raises(ConfigError, match=f"--queues {queues}: use 1 to 254"):
+        from_arguments(["a"], socket="/s", queues=queues)
+
+
+def test_names_are_stable_and_differ_between_servers() -> None:
+    def names(socket: str) -> list[str]:
+        return [lun.name for lun in from_arguments(["mem:1M"] * 2, socket=socket).luns]
+
+    assert names("/a") == names("/a")
+    assert len({*names("/a"), *names("/b")}) == 4
+
+
+# ── hba.toml ────────────────────────────────────────────────────────────────────────────────────
+
+GOOD = """
+[[lun]]
+id = "root"
+uri = "disk.img"
+block-size = 4096
+ro = true
+
+[[lun]]
+id = "scratch"
+uri = "mem:64M"
+
+[[hba]]
+socket = "a.sock"
+queues = 4
+luns = {"0:0" = "root", "3:2" = "scratch"}
+
+[[hba]]
+socket = "/run/b.sock"
+luns = {"0:0" = "root"}
+"""
+
+
+def write(folder: Path, text: str) -> str:
+    path = folder / "hba.toml"
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_unit_may_be_reached_through_several_hbas(tmp_path: Path) -> None:
+    config = from_file(write(tmp_path, GOOD))
+    root, scratch = config.luns
+    assert root.spec.location == str(tmp_path / "disk.img"), "relative to the file"
+    assert (root.spec.block_size, root.spec.read_only) == (4096, True)
+    assert str(scratch.spec) == "mem:64M"
+    first, second = config.hbas
+    assert (first.socket, first.queues) == (str(tmp_path / "a.sock"), 4)
+    assert (second.socket, second.queues) == ("/run/b.sock", 1)
+    assert first.luns == {(0, 0): root.name, (3, 2): scratch.name}
+    assert second.luns == {(0, 0): root.name}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ('id = "root"', "", r"\[\[lun\]\] number 1: id: is missing"),
+        ('id = "root"', "id = 5", r"\[\[lun\]\] number 1: id: is no text"),
+        ('id = "scratch"', 'id = "root"', r"\[\[lun\]\] 'root': id: is given twice"),
+        ('uri = "mem:64M"', "", r"\[\[lun\]\] 'scratch': uri: is missing"),
+        ('uri = "mem:64M"', 'uri = "men:64M"', r"'scratch': uri: unknown scheme 'men'.*'mem'"),
+        ("block-size", "blok-size", r"'root': blok-size: unknown key.*did you mean 'block-size'"),
+        ("4096", "1024", r"'root': block-size: .*'1024' is not a block size"),
+        ("queues = 4", "queues = 0", r"\[\[hba\]\] 'a.sock': queues 0: use 1 to 254"),
+        ("queues = 4", 'queues = "4"', r"'a.sock': queues: '4' is not a whole number"),
+        ("queues = 4", "queues = true", r"'a.sock': queues: True is not a whole number"),
+        ("queues = 4", "quues = 4", r"'a.sock': quues: is unknown \(did you mean 'queues'\?\)"),
+        ('socket = "a.sock"', "", r"\[\[hba\]\] number 1: socket: is missing"),
+        ('"/run/b.sock"', '"a.sock"', r"two \[\[hba\]\] tables have socket"),
+        (
+            '"scratch"}',
+            '"scrach"}',
+            r"luns: no \[\[lun\]\] has id 'scrach' \(did you mean 'scratch'",
+        ),
+        ('"3:2"', '"3"', r"'a.sock': luns: '3' is not TARGET:LUN"),
+        ('"3:2"', '"256:0"', r"'a.sock': luns: target 256 is above 255"),
+        ('"3:2"', '"00:0"', r"'a.sock': luns: 0:0 is given twice"),
+        ('luns = {"0:0" = "root"}', "", r"'/run/b.sock': luns: is no table"),
+        ('[[hba]]\nsocket = "/run', '[[hbaa]]\nsocket = "/run', r"hbaa: is unknown.*'hba'"),
+        ("[[lun]]", "[[lun]", r"hba\.toml: "),
+    ],
+)
+def test_errors_name_file_table_and_key(tmp_path: Path, old: str, new: str, says: str) -> None:
+    assert old in GOOD
+    text = GOOD.replace(old, new, 1)
+    with pytest.raises(ConfigError, match=says) as caught:
+        from_file(write(tmp_path, text))
+    assert str(caught.value).startswith(str(tmp_path / "hba.toml"))
+
+
+def test_single_brackets(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"write \[\[hba\]\], with two brackets"):
+        from_file(write(tmp_path, '[hba]\nsocket = "s"\n'))
+
+
+def test_no_hba(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no \[\[hba\]\] table"):
+        from_file(write(tmp_path, ""))
+
+
+def test_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"gone\.toml: No such file"):
+        from_file(str(tmp_path / "gone.toml"))
