@@ -66,10 +66,14 @@ class RingLayout:
 
     @classmethod
     def legacy(cls, allocator: DmaAllocator, size: int, align: int = LEGACY_ALIGN) -> "RingLayout":
-        """One contiguous block: descriptors, available, padding to `align`, used (2.7.2)."""
-        front = -(-(16 * size + 6 + 2 * size) // align) * align
-        base = allocator.alloc(front + -(-(6 + 8 * size) // align) * align, align)
-        return cls(size, base, base + 16 * size, base + front)
+        """A block of its own, laid out as `contiguous` does."""
+        length = _front(size, align) + -(-(6 + 8 * size) // align) * align
+        return cls.contiguous(size, allocator.alloc(length, align), align)
+
+    @classmethod
+    def contiguous(cls, size: int, base: int, align: int = LEGACY_ALIGN) -> "RingLayout":
+        """One block at `base`: descriptors, available, padding to `align`, used (2.7.2)."""
+        return cls(size, base, base + 16 * size, base + _front(size, align))
 
     def descriptor(self, index: int) -> int:
         return self.desc + DESCRIPTOR.size * index
@@ -103,6 +107,11 @@ class RingLayout:
     @property
     def avail_event(self) -> int:
         return self.device + 4 + USED_ELEMENT.size * self.size
+
+
+def _front(size: int, align: int) -> int:
+    """Bytes of a legacy ring before its used ring."""
+    return -(-(16 * size + 6 + 2 * size) // align) * align
 
 
 def needs_event(event: int, new: int, old: int) -> bool:
