@@ -108,8 +108,9 @@ class Hba:
         self._tasks: set[asyncio.Task[None]] = set()
         self._resetting: Nexus | None = None
         runtime.add_port(self.port, self)
-        for address, unit in luns.items():
-            self._attach(address, unit)
+        for number in {number for number, _ in luns}:
+            units = {lun: unit for (target, lun), unit in luns.items() if target == number}
+            self._add_target(number, units)
         self._publish_luns()
 
     async def close(self) -> None:
@@ -321,6 +322,7 @@ class Hba:
 
     def add_lun(self, address: Address, unit: LogicalUnit) -> None:
         """Hot-plugs a logical unit. `ValueError` for an address out of range, or in use."""
+        encode_lun(*address)  # checks both numbers
         self._attach(address, unit)
         self._publish_luns()
         self._send_hotplug(address, ResetReason.RESCAN)
@@ -349,15 +351,19 @@ class Hba:
 
     def _attach(self, address: Address, unit: LogicalUnit) -> None:
         number, lun = address
-        field = encode_lun(number, lun)
-        target = self.targets.get(number)
-        if target is None:
-            target = Target({lun: unit}, naa=self._target_name(number))
-            self.targets[number] = target
-            nexus = target.nexuses[lun]
+        if target := self.targets.get(number):
+            self._watch(address, target.attach(lun, unit))
         else:
-            nexus = target.attach(lun, unit)
-        nexus.on_attention = partial(self._on_attention, nexus, field)
+            self._add_target(number, {lun: unit})
+
+    def _add_target(self, number: int, units: Mapping[int, LogicalUnit]) -> None:
+        target = Target(units, naa=self._target_name(number))
+        self.targets[number] = target
+        for lun, nexus in target.nexuses.items():
+            self._watch((number, lun), nexus)
+
+    def _watch(self, address: Address, nexus: Nexus) -> None:
+        nexus.on_attention = partial(self._on_attention, nexus, encode_lun(*address))
 
     def _target_name(self, number: int) -> bytes:
         """A locally assigned NAA name (SPC-6 7.7.6.6.4) of a target port, stable over restarts."""
