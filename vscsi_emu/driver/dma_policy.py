@@ -13,7 +13,7 @@ from vscsi_emu.virtio.features import Feature
 
 
 class Architecture(Enum):
-    """Of the guest kernel: only these two know non-coherent DMA and legacy virtio behind an SMMU."""
+    """Of the guest kernel. The quirk is about Arm, where a device may or may not be coherent."""
 
     ARM = "arm"
     ARM64 = "arm64"
