@@ -1,6 +1,7 @@
 """Memory that driver and device share, as the driver sees it: five verbs and an allocator."""
 
 from bisect import insort
+from enum import Enum
 from typing import Protocol
 
 
@@ -27,8 +28,19 @@ class DmaExhausted(MemoryError):
     """The allocator has no free range of that size and alignment."""
 
 
+class Direction(Enum):
+    """Who may write a buffer while the device has it (enum dma_data_direction)."""
+
+    TO_DEVICE = "to device"
+    FROM_DEVICE = "from device"
+
+
 class DmaAllocator:
-    """First-fit allocator of guest-physical ranges. Not for use by several threads."""
+    """First-fit allocator of guest-physical ranges. Not for use by several threads.
+
+    This one is for devices that see what the CPU sees: giving them memory takes no more than
+    telling where it is. Others override what Linux calls the DMA API.
+    """
 
     def __init__(self, base: int, size: int) -> None:
         self._free = [(base, size)]
@@ -51,6 +63,16 @@ class DmaAllocator:
                 self._used[address] = size
                 return address
         raise DmaExhausted(f"no {size} bytes of guest memory, aligned to {align}, are free")
+
+    def alloc_coherent(self, size: int, align: int = 16) -> int:
+        """As `alloc`, for memory that driver and device use at the same time: rings."""
+        return self.alloc(size, align)
+
+    def map(self, address: int, length: int, direction: Direction) -> None:
+        """Gives a buffer to the device (dma_map_single): from now on the driver leaves it alone."""
+
+    def unmap(self, address: int, length: int, direction: Direction) -> None:
+        """Takes it back, before the driver looks at it or frees it."""
 
     def free(self, address: int) -> None:
         """Gives a range back; `KeyError` for an address that `alloc` did not return."""
