@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from bisect import bisect_right
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol, TypeVarTuple, Unpack
+
+from vscsi_emu import _dataplane
+from vscsi_emu.virtio import config
+from vscsi_emu.virtio.mmio import MmioDevice
+from vscsi_emu.virtio.mmio_registers import LEGACY, MODERN, SCSI_HOST
+from vscsi_emu.virtio.scsi import Response
+
+if TYPE_CHECKING:
+    from vscsi_emu._dataplane import GuestMemory, Queue
+    from vscsi_emu.hba import Hba
+    from vscsi_emu.virtio.config import ByteOrder
+    from vscsi_emu.virtio.mmio_queue import QueueSetup
+
+Args = TypeVarTuple("Args")
+
+log = logging.getLogger(__name__)
 
 REGION_SIZE: Final = 0x200
 """Bytes of address space a device gets: registers, then configuration space."""
@@ -50,6 +69,11 @@ class MmioBus:
         regions = (*self._regions, _Region(base, size, model))
         self._regions = tuple(sorted(regions, key=_base))
 
+    @property
+    def regions(self) -> list[tuple[int, int]]:
+        """(base, size), sorted by base."""
+        return [(region.base, region.size) for region in self._regions]
+
     def unmap(self, base: int) -> None:
         """`KeyError` if no device starts there."""
         left = tuple(region for region in self._regions if region.base != base)
@@ -84,3 +108,145 @@ class MmioBus:
 
 def _base(region: _Region) -> int:
     return region.base
+
+
+class MmioTransport:
+    """Serves an `Hba` over virtio-mmio registers: `device`, to be mapped on a bus.
+
+    It is the HBA's `Link` and the register model's `Backend`. Guests' threads call the model, and
+    what the model asks for is done by the event loop, in the order it was asked.
+    """
+
+    def __init__(
+        self,
+        hba: Hba,
+        memory: GuestMemory,
+        *,
+        version: int = MODERN,
+        byte_order: ByteOrder = "<",
+    ) -> None:
+        """`byte_order`: of a legacy guest. Made on the HBA's event loop."""
+        if byte_order != "<" and version != LEGACY:
+            raise ValueError("a big-endian guest is legacy: version 2 is little-endian (2.5.3)")
+        self.interrupt = _dataplane.Interrupt()
+        self._hba = hba
+        self._memory = memory
+        self._loop = asyncio.get_running_loop()
+        self._queues: dict[int, Queue] = {}
+        """Started ones, by index. Written on the loop, read by guests' threads."""
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        hba.byte_order = byte_order
+        self.device = MmioDevice(self, self.interrupt, version=version)
+        hba.connect(self)
+
+    async def close(self) -> None:
+        """After the device left its bus. The HBA may be connected again."""
+        self._closed = True
+        await self._drain()
+        await self._hba.disconnect(self)
+        self._hba.byte_order = "<"
+
+    # ── hba.Link ───────────────────────────────────────────────────────────────────────────────
+
+    def config_changed(self) -> None:
+        self.device.config_changed()
+
+    def queue_broken(self, queue: Queue, text: str) -> None:
+        self.device.needs_reset(f"queue {queue.index} is broken: {text}")
+
+    # ── virtio.mmio.Backend ────────────────────────────────────────────────────────────────────
+
+    @property
+    def device_id(self) -> int:
+        return SCSI_HOST
+
+    @property
+    def device_features(self) -> int:
+        return self._hba.device_features
+
+    @property
+    def queue_count(self) -> int:
+        return self._hba.queue_count
+
+    def read_config(self) -> bytes:
+        return self._hba.read_config(0, config.SIZE)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        self._hba.write_config(offset, data)
+
+    def set_features(self, features: int) -> None:
+        self._post(self._hba.set_features, features)
+
+    def start_queue(self, index: int, setup: QueueSetup) -> None:
+        self._post(self._start, index, setup)
+
+    def stop_queue(self, index: int, *, abort: bool) -> None:
+        self._post(self._spawn, self._stop, index, abort)
+
+    def notify(self, index: int) -> None:
+        if queue := self._queues.get(index):
+            queue.kick()
+        else:
+            # It may have looked at its ring already, before it is known here.
+            self._post(self._kick, index)
+
+    def reset(self) -> None:
+        self._post(self._spawn, self._reset)
+
+    # ── On the event loop ──────────────────────────────────────────────────────────────────────
+
+    def _post(self, call: Callable[[Unpack[Args]], object], *arguments: *Args) -> None:
+        if not self._closed:
+            self._loop.call_soon_threadsafe(call, *arguments)
+
+    def _spawn(
+        self, work: Callable[[Unpack[Args]], Coroutine[None, None, None]], *arguments: *Args
+    ) -> None:
+        task = self._loop.create_task(work(*arguments))
+        self._tasks.add(task)
+        task.add_done_callback(self._forget)
+
+    def _forget(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("internal error: the device will not come out of its reset", exc_info=error)
+
+    def _start(self, index: int, setup: QueueSetup) -> None:
+        try:
+            self._queues[index] = self._hba.start_queue(
+                index,
+                self._memory,
+                size=setup.size,
+                desc=setup.desc,
+                driver=setup.driver,
+                device=setup.device,
+                next_avail=0,
+                next_used=0,
+                enabled=True,
+                notifier=_dataplane.Notifier.interrupt(self.interrupt),
+                kick_fd=-1,
+                poll=False,
+            )
+        except _dataplane.DataplaneError as error:
+            self.device.needs_reset(f"queue {index} cannot start: {error}")
+
+    def _kick(self, index: int) -> None:
+        if queue := self._queues.get(index):
+            queue.kick()
+
+    async def _stop(self, index: int, abort: bool) -> None:
+        if queue := self._queues.pop(index, None):
+            await self._hba.stop_queue(queue, abort=Response.RESET if abort else None)
+        self.device.queue_stopped(index)
+
+    async def _reset(self) -> None:
+        await self._drain()
+        await self._hba.reset()
+        self.device.reset_done()
+
+    async def _drain(self) -> None:
+        """Every queue has stopped on return, also those that were stopping already."""
+        for index in list(self._queues):
+            self._spawn(self._stop, index, True)
+        await asyncio.gather(*(self._tasks - {asyncio.current_task()}))
