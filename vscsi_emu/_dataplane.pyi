@@ -343,6 +343,8 @@ class Interrupt:
         """A write to InterruptACK: clears these bits."""
     def config_changed(self) -> None:
         """A new generation, and bit 1. Call it after the config space shows the change."""
+    def notify_config(self) -> None:
+        """Bit 1 without a new generation: DEVICE_NEEDS_RESET (virtio 1.4, 2.1.2)."""
     def change_generation(self) -> None:
         """A new generation without an interrupt (before DRIVER_OK)."""
     def reset(self) -> None:
