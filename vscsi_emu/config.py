@@ -46,7 +46,7 @@ class HbaConfig:
     """An HBA: where it is reached, and which unit is at which (target, LUN)."""
 
     socket: str | None
-    """Path of its vhost-user socket, or None with `fd`."""
+    """Path of its vhost-user socket, or None with `fd`. Neither: another transport serves it."""
     fd: int | None
     queues: int
     luns: Mapping[Address, str]

@@ -90,6 +90,8 @@ class Service:
             self.hbas.append(hba)
         # Last: a socket that is there can be attached to.
         for wanted, hba in zip(self._config.hbas, self.hbas, strict=True):
+            if wanted.socket is None and wanted.fd is None:
+                continue
             server = _server(wanted, hba)
             stack.callback(server.close)
             self._servers.append(server)
