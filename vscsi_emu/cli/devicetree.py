@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import click
+
+from vscsi_emu.cli.number import NUMBER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vscsi_emu.transport.describe import MmioInstance
-
-
-def _number(value: str) -> int:
-    try:
-        return int(value, 0)
-    except ValueError:
-        raise click.BadParameter(f"{value!r} is no number; write it like 4096 or 0x1000") from None
-
-
-NUMBER: Final = click.types.FuncParamType(_number)
-NUMBER.name = "number"
 
 
 @click.command()
