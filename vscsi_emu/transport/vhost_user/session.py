@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -75,6 +76,8 @@ class Session:
                     await self._serve(packet)
                 finally:
                     packet.close()
+                # A front end that sends without a pause must not keep the loop to itself.
+                await asyncio.sleep(0)
             gone = True
         except (WireError, RefusedError) as error:
             log.error("%s: session ended: %s", self._name, error)
