@@ -127,9 +127,12 @@ class FrontEnd:
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Bytes as they are, descriptors with the first of them."""
         view = memoryview(data)
-        sent = send_fds(self._main.sock, [view], list(fds))
-        if sent < len(data):
-            self._main.sock.sendall(view[sent:])
+        try:
+            sent = send_fds(self._main.sock, [view], list(fds))
+            if sent < len(data):
+                self._main.sock.sendall(view[sent:])
+        except ConnectionError as error:
+            raise self._broken("the back end closed the connection") from error
 
     def receive(self) -> Packet:
         """The next message from the back end; its own requests are answered meanwhile."""
