@@ -36,8 +36,9 @@ _WORD: Final = 4
 _ALL_ONES: Final = 0xFFFF_FFFF
 _FEATURE_WORDS: Final = 2
 _CONFIG_WIDTHS: Final = (1, 2, 4, 8)
-_TRANSPORT_FEATURES: Final = Feature.RING_RESET
-"""Served here, so the backend hears nothing of them."""
+_TRANSPORT_FEATURES: Final = int(Feature.RING_RESET)
+"""Served here, so the backend hears nothing of them. A number, as the complement of a flag has no
+undefined bits."""
 
 
 class Misuse(StrEnum):
@@ -266,11 +267,7 @@ class MmioDevice:
     # ── Features ───────────────────────────────────────────────────────────────────────────────
 
     def _read_device_features(self) -> int:
-        return (
-            self._offered >> 32 * self._device_features_sel & _ALL_ONES
-            if (self._device_features_sel < _FEATURE_WORDS)
-            else 0
-        )
+        return self._offered >> 32 * self._device_features_sel & _ALL_ONES
 
     def _write_device_features_sel(self, value: int) -> None:
         self._device_features_sel = value
@@ -292,7 +289,7 @@ class MmioDevice:
     def _settle_features(self, features: int) -> None:
         self._features = Feature(features)
         self._settled = True
-        self._backend.set_features(features & ~int(_TRANSPORT_FEATURES))
+        self._backend.set_features(features & ~_TRANSPORT_FEATURES)
 
     def _negotiate(self) -> bool:
         """Whether FEATURES_OK may be set (2.2.2, 6.1)."""
@@ -316,19 +313,20 @@ class MmioDevice:
     def _read_status(self) -> int:
         if self._resetting:
             # 0 would tell the driver that the reset is complete (2.4.1).
-            return self._status or Status.NEEDS_RESET
-        return self._status
+            return int(self._status or Status.NEEDS_RESET)
+        return int(self._status)
 
     def _write_status(self, value: int) -> None:
         if not value:
             self._reset()
             return
-        if self._status & ~value & ~Status.NEEDS_RESET:
+        status = int(self._status)
+        if status & ~value & ~int(Status.NEEDS_RESET):
             self.counters[Misuse.STATUS_CLEARED] += 1
-        wanted = value & ~self._status
+        wanted = value & ~status
         for step in STEPS[self.version]:
             if step.bit & wanted:
-                wanted &= ~step.bit
+                wanted &= ~int(step.bit)
                 self._take(step.bit, step.requires)
         if wanted:
             self.counters[Misuse.STATUS_RESERVED] += 1

@@ -11,7 +11,6 @@ DEFAULT_ALIGN: Final = 4096
 """QueueAlign of a legacy driver that sets none."""
 
 _DESCRIPTOR: Final = 16
-_MAX_ADDRESS: Final = 1 << 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,9 +59,8 @@ class QueueRegisters:
         desc = self.page_frame * page_size
         driver = desc + _DESCRIPTOR * self.size
         end = driver + 2 * (3 + self.size)
+        # Below 2^64: page and alignment are powers of two of 32 bits, as is the page's number.
         device = (end + self.align - 1) & -self.align
-        if device >= _MAX_ADDRESS:
-            raise SetupError(f"it lies beyond all memory, at {desc:#x}")
         return QueueSetup(self.size, desc, driver, device)
 
     def _check_size(self) -> None:
