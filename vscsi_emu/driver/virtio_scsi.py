@@ -60,7 +60,8 @@ class Options:
     headers and data share descriptors; for a legacy device without ANY_LAYOUT it must be
     `separate`. `indirect_from`: as for `SplitRing.add`, if negotiated. `align`: of buffers, bytes.
     `event_buffers`: how many the event queue is kept filled with. `obey_limits` False plays an
-    old guest that ignores max_sectors, seg_max and cmd_per_lun.
+    old guest that ignores max_sectors, seg_max and cmd_per_lun. `trust_length` False ignores used
+    lengths of modern devices too: QEMU's say more than it wrote.
     """
 
     features: Feature = KNOWN
@@ -73,6 +74,7 @@ class Options:
     align: int = 16
     event_buffers: int = EVENT_BUFFERS
     obey_limits: bool = True
+    trust_length: bool = True
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -154,6 +156,7 @@ class VirtioScsi:
 
     def _make_queue(self, size: int) -> BufferQueue:
         modern = Feature.VERSION_1 in self.features
+        trusted = modern and self.options.trust_length
         layout = (RingLayout.modern if modern else RingLayout.legacy)(self.bus.allocator, size)
         ring = SplitRing(
             self.bus.memory,
@@ -161,13 +164,13 @@ class VirtioScsi:
             layout,
             event_idx=Feature.EVENT_IDX in self.features,
             indirect=Feature.INDIRECT_DESC in self.features,
-            trust_length=modern,
+            trust_length=trusted,
         )
         return BufferQueue(
             self.bus.memory,
             self.bus.allocator,
             ring,
-            trust_length=modern,
+            trust_length=trusted,
             align=self.options.align,
         )
 
