@@ -315,9 +315,9 @@ class Worker:
         lu: Lu | None = None,
         tag: int | None = None,
     ) -> None:
-        """"done" with `value` = matching commands in the task set now (after taking as above)."""
+        """Counts matching commands in the task set now (after taking as above): "done", `value`."""
     def quiesce(self, token: int, *, lu: Lu | None = None) -> None:
-        """"done" when commands of `lu` that were running (not with Python) at this call are."""
+        """Says "done" when commands of `lu` that ran at this call (not with Python) are over."""
     def stop(self) -> None:
         """Ends the thread: drains engines, drops queues. Blocks (GIL released)."""
 
