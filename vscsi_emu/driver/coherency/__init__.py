@@ -6,12 +6,13 @@ does, and names what a driver forgets: a sync, a barrier, a mapping.
 
 from .api import DmaApi
 from .bus import CoherencyBus, Kernel, Reality
-from .faults import Fault, FaultKind, FaultLog
+from .faults import CoherencyError, Fault, FaultKind, FaultLog
 from .iommu import Iommu, IommuFault, Permission
 from .memory import CoherencyModel
 
 __all__ = [
     "CoherencyBus",
+    "CoherencyError",
     "CoherencyModel",
     "DmaApi",
     "Fault",

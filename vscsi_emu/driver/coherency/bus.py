@@ -2,11 +2,14 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Self
 
 from vscsi_emu.driver.bus import Bus
 from vscsi_emu.driver.coherency.api import DmaApi
+from vscsi_emu.driver.coherency.faults import FaultLog
 from vscsi_emu.driver.coherency.iommu import Iommu
-from vscsi_emu.driver.coherency.memory import CoherencyModel
+from vscsi_emu.driver.coherency.memory import EVICTIONS, CoherencyModel
 from vscsi_emu.driver.coherency.ring import WatchedRing
 from vscsi_emu.driver.dma import DmaMemory
 from vscsi_emu.driver.dma_policy import DmaPolicy, Platform, vring_use_dma_api
@@ -19,12 +22,14 @@ class Reality:
     """What is so, whatever the guest was told.
 
     `device_coherent`: the device's accesses go through the CPU's caches. `access_platform`: the
-    device offers ACCESS_PLATFORM, and when it is accepted does what that bit promises (virtio 1.4,
-    6): it accesses memory as the platform describes it, with cache maintenance if need be.
+    device offers ACCESS_PLATFORM. `keeps_promise`: when that is accepted, the device accesses
+    memory as the platform describes it (virtio 1.4, 6), with cache maintenance of its own if need
+    be.
     """
 
     device_coherent: bool = True
     access_platform: bool = False
+    keeps_promise: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class CoherencyBus:
     """`inner`, whose memory the driver sees through a `CoherencyModel` and a `DmaApi`.
 
     `base`, `size`: guest memory to allocate from, bytes. `iommu`: used while the DMA API is.
+    `seed`, `evictions`: as for the model. As a context it raises `CoherencyError` at its end if
+    there was a fault: a driver driven in it is correct on any platform like this one.
     """
 
     def __init__(
@@ -51,10 +58,14 @@ class CoherencyBus:
         *,
         iommu: Iommu | None = None,
         seed: int = 0,
+        evictions: float = EVICTIONS,
     ) -> None:
         self.inner = inner
         self.model = CoherencyModel(
-            inner.memory, device_coherent=reality.device_coherent, seed=seed
+            inner.memory,
+            device_coherent=reality.device_coherent,
+            seed=seed,
+            evictions=evictions,
         )
         self.api = DmaApi(
             self.model,
@@ -65,7 +76,25 @@ class CoherencyBus:
         )
         self._kernel = kernel
         self._reality = reality
-        self._features = Feature(0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.log.check()
+        else:
+            for fault in self.log.faults:
+                error.add_note(str(fault))
+
+    @property
+    def log(self) -> FaultLog:
+        return self.model.log
 
     @property
     def memory(self) -> DmaMemory:
@@ -84,9 +113,9 @@ class CoherencyBus:
     def set_driver_features(self, features: int) -> None:
         """Here the driver knows how to do DMA, and the device whether the description binds it."""
         kernel, reality = self._kernel, self._reality
-        self._features = Feature(features)
-        self.api.in_use = vring_use_dma_api(kernel.policy, kernel.platform, self._features)
-        bound = reality.access_platform and Feature.ACCESS_PLATFORM in self._features
+        accepted = Feature(features)
+        self.api.in_use = vring_use_dma_api(kernel.policy, kernel.platform, accepted)
+        bound = reality.keeps_promise and Feature.ACCESS_PLATFORM in accepted
         if bound and not kernel.platform.described_coherent:
             self.model.set_device_coherent(False)
         offered = self.inner.device_features()

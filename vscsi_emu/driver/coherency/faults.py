@@ -33,6 +33,14 @@ class Fault:
         return f"{self.kind.value}: {self.text}"
 
 
+class CoherencyError(AssertionError):
+    """A driver, or a description of its device, that only works on other machines."""
+
+    def __init__(self, faults: list[Fault]) -> None:
+        super().__init__("\n".join(str(fault) for fault in faults))
+        self.faults = faults
+
+
 class FaultLog:
     """Faults in order. One that comes again (a polled index, say) is counted, not repeated."""
 
@@ -54,5 +62,7 @@ class FaultLog:
     def count(self, fault: Fault) -> int:
         return self._counts.get(fault, 0)
 
-    def __len__(self) -> int:
-        return sum(self._counts.values())
+    def check(self) -> None:
+        """Raises `CoherencyError` if there is any fault."""
+        if self._counts:
+            raise CoherencyError(self.faults)

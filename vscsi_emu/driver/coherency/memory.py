@@ -13,7 +13,6 @@ from vscsi_emu.driver.dma import Direction, DmaMemory
 STORE_BUFFER: Final = 64
 """Stores that may wait; then the oldest becomes visible."""
 EVICTIONS: Final = 1 / 256
-"""Of all accesses, how many throw a line out of the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,19 +31,27 @@ class CoherencyModel:
     """`DmaMemory` of a driver on a CPU whose view of `memory` may not be the device's.
 
     `memory` is the device's view, and what the real data plane works on. Addresses are the
-    device's. `seed` decides when lines are evicted and prefetched. Plain stores become visible in
-    any order that is allowed; of those the model takes the worst: an index before what it
-    publishes.
+    device's. `seed` decides which lines are evicted and prefetched, `evictions` how often, as a
+    share of all accesses. Plain stores become visible in any order that is allowed; of those the
+    model takes the worst: an index before what it publishes.
 
     What went wrong is in `log`, which also tells what would have gone wrong with other timing.
     """
 
-    def __init__(self, memory: DmaMemory, *, device_coherent: bool = True, seed: int = 0) -> None:
+    def __init__(
+        self,
+        memory: DmaMemory,
+        *,
+        device_coherent: bool = True,
+        seed: int = 0,
+        evictions: float = EVICTIONS,
+    ) -> None:
         self.log = FaultLog()
         self.mapped: RangeMap[Direction] = RangeMap()
         """Buffers that the device has, as far as the DMA API knows."""
         self._memory = memory
         self._random = Random(seed)
+        self._evictions = evictions
         self._uncached: RangeMap[None] = RangeMap()
         self._rings: list[WatchedRing] = []
         self._stores: list[_Store] = []
@@ -209,7 +216,7 @@ class CoherencyModel:
         return bytes(seen)
 
     def _perhaps_evict(self) -> None:
-        if self._random.random() < EVICTIONS:
+        if self._random.random() < self._evictions:
             self._random.choice((self._cacheable, self._past)).evict(self._random)
 
     def _check_owner(self, address: int, length: int, *, store: bool) -> None:

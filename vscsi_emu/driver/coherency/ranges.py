@@ -20,7 +20,9 @@ class RangeMap(Generic[T]):
         self._ranges: dict[int, Range[T]] = {}
 
     def add(self, start: int, length: int, value: T) -> None:
-        insort(self._starts, start)
+        """In place of a range that starts there already."""
+        if start not in self._ranges:
+            insort(self._starts, start)
         self._ranges[start] = Range(start, length, value)
 
     def pop(self, start: int) -> Range[T] | None:
