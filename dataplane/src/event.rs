@@ -46,6 +46,8 @@ enum Kind {
     Eventfd,
     /// The pipe, opened anew: O_NONBLOCK is then ours alone.
     Pipe(File),
+    /// Of stream type (User-Mode Linux wants calls there).
+    Socket,
 }
 
 /// A descriptor that a front end handed over. It may be of any kind and may block.
@@ -70,10 +72,15 @@ impl Foreign {
                     .custom_flags(libc::O_NONBLOCK)
                     .open(&path)?,
             )
+        } else if std::fs::metadata(&path)?.file_type().is_socket() {
+            Kind::Socket
         } else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("{} is neither an eventfd nor a pipe", link.display()),
+                format!(
+                    "{} is neither an eventfd nor a pipe or socket",
+                    link.display()
+                ),
             ));
         };
         Ok(Self { fd, kind })
@@ -91,16 +98,20 @@ impl Kick {
 
     /// Makes room in a pipe, so that the driver can kick again.
     pub fn clear(&self) {
-        if let Kind::Pipe(pipe) = &self.0.kind {
-            let mut sink = [0u8; 4096];
-            // A pipe holds 64 KiB by default, 1 MiB at most.
-            for _ in 0..256 {
-                // SAFETY: reads into `sink`, without blocking.
-                let got =
-                    unsafe { libc::read(pipe.as_raw_fd(), sink.as_mut_ptr().cast(), sink.len()) };
-                if got <= 0 {
-                    break;
-                }
+        let mut sink = [0u8; 4096];
+        // A pipe or socket holds 1 MiB at most, unless an administrator raised that.
+        for _ in 0..256 {
+            let (data, size) = (sink.as_mut_ptr().cast(), sink.len());
+            // SAFETY: both read at most `size` bytes into `sink`, without blocking.
+            let got = match &self.0.kind {
+                Kind::Eventfd => return,
+                Kind::Pipe(pipe) => unsafe { libc::read(pipe.as_raw_fd(), data, size) },
+                Kind::Socket => unsafe {
+                    libc::recv(self.0.fd.as_raw_fd(), data, size, libc::MSG_DONTWAIT)
+                },
+            };
+            if got <= 0 {
+                return;
             }
         }
     }
@@ -109,7 +120,7 @@ impl Kick {
 impl AsFd for Kick {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.0.kind {
-            Kind::Eventfd => self.0.fd.as_fd(),
+            Kind::Eventfd | Kind::Socket => self.0.fd.as_fd(),
             Kind::Pipe(pipe) => pipe.as_fd(),
         }
     }
@@ -123,13 +134,19 @@ impl Call {
         Foreign::new(fd, true).map(Self)
     }
 
-    /// Never blocks on a pipe or on an eventfd with O_NONBLOCK. The flag is not ours to set on
+    /// Never blocks on a pipe, a socket or an eventfd with O_NONBLOCK. The flag is not ours to set on
     /// the front end's eventfd (it would change its reads too), so a blocking one is asked first;
     /// a front end that fills it in between blocks only the queues of its own worker, until it
     /// leaves.
     pub fn signal(&self) {
         match &self.0.kind {
             Kind::Pipe(pipe) => add_one(pipe.as_raw_fd()),
+            Kind::Socket => {
+                let one = 1u64.to_ne_bytes();
+                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+                // SAFETY: 8 bytes from `one`. A full or closed socket wakes nobody we know.
+                unsafe { libc::send(self.0.fd.as_raw_fd(), one.as_ptr().cast(), 8, flags) };
+            }
             Kind::Eventfd => {
                 let fd = self.0.fd.as_raw_fd();
                 let mut poll = libc::pollfd {
@@ -173,6 +190,18 @@ mod tests {
             call.signal();
         }
         Kick::new(read.as_fd()).unwrap().clear();
+    }
+
+    #[test]
+    fn a_full_blocking_socket_does_not_block_us() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let call = Call::new(ours.as_fd()).unwrap();
+        for _ in 0..200_000 {
+            call.signal();
+        }
+        Kick::new(theirs.as_fd()).unwrap().clear();
+        drop(theirs);
+        call.signal();
     }
 
     #[test]
