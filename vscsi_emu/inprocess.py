@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import select
+import threading
 from concurrent.futures import Future
-from threading import Thread
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from vscsi_emu import _dataplane
@@ -90,10 +90,11 @@ class InProcess:
         self.slots: tuple[Slot, ...] = ()
         self._service = Service(config, workers=workers, io_uring=io_uring)
         self._version, self._byte_order, self._base = version, byte_order, base
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """While it runs."""
         self._stop = asyncio.Event()
         self._ready: Future[None] = Future()
-        self._thread = Thread(target=self._run, name="vscsi-control", daemon=True)
+        self._thread = threading.Thread(target=self._run, name="vscsi-control", daemon=True)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -110,7 +111,8 @@ class InProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._loop.call_soon_threadsafe(self._stop.set)
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._stop.set)
         self._join()
 
     def call(self, work: Callable[[], Coroutine[object, object, T]], *, timeout: float = 10.0) -> T:
@@ -118,22 +120,17 @@ class InProcess:
 
         `RuntimeError` on the loop's own thread, which would wait for itself: await there.
         """
-        if self._on_loop():
-            raise RuntimeError("this is the event loop's own thread; await the coroutine instead")
-        if not self._thread.is_alive():
+        loop = self._loop
+        if loop is None:
             raise RuntimeError("the control thread is not running; use `with InProcess(…)`")
-        future = asyncio.run_coroutine_threadsafe(work(), self._loop)
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("this is the event loop's own thread; await the coroutine instead")
+        future = asyncio.run_coroutine_threadsafe(work(), loop)
         try:
             return future.result(timeout)
         except TimeoutError:
             future.cancel()
             raise
-
-    def _on_loop(self) -> bool:
-        try:
-            return asyncio.get_running_loop() is self._loop
-        except RuntimeError:
-            return False
 
     def _join(self) -> None:
         self._thread.join(_STOP_SECONDS)
@@ -141,8 +138,7 @@ class InProcess:
             raise TimeoutError(f"the control thread did not end within {_STOP_SECONDS:g} s")
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
-            runner.run(self._serve())
+        asyncio.run(self._serve())
 
     async def _serve(self) -> None:
         transports: list[MmioTransport] = []
@@ -157,9 +153,11 @@ class InProcess:
                         base = self._base + number * REGION_SIZE
                         self.bus.map(base, transport.device)
                         self.slots += (Slot(self, base, hba, transport),)
+                    self._loop = asyncio.get_running_loop()
                     self._ready.set_result(None)
                     await self._stop.wait()
                 finally:
+                    self._loop = None
                     for slot in self.slots:
                         self.bus.unmap(slot.base)
                     await asyncio.gather(*(transport.close() for transport in transports))
