@@ -321,9 +321,14 @@ class Worker:
     def stop(self) -> None:
         """Ends the thread: drains engines, drops queues. Blocks (GIL released)."""
 
-def signal(fd: int) -> None:
-    """Signals an eventfd or pipe that another process handed over; never blocks. ValueError: it
-    is neither."""
+@final
+class Call:
+    """A descriptor that a front end wants signalled: an eventfd, or the writing end of a pipe or
+    stream socket. dup'ed; ValueError: it is none of these."""
+
+    def __new__(cls, fd: int) -> Self: ...
+    def signal(self) -> None:
+        """Never blocks, however full it is."""
 
 @final
 class Interrupt:

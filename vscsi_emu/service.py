@@ -185,9 +185,10 @@ def attach_line(config: HbaConfig, hba: Hba) -> str:
 def _server(config: HbaConfig, hba: Hba) -> VhostUserServer:
     try:
         if config.socket is not None:
-            return VhostUserServer(hba, listen(config.socket), path=config.socket)
+            sock = listen(config.socket)
+            return VhostUserServer(hba, sock, path=config.socket, in_band=config.in_band)
         assert config.fd is not None
-        return VhostUserServer(hba, adopt(config.fd))
+        return VhostUserServer(hba, adopt(config.fd), in_band=config.in_band)
     except ListenError as error:
         raise StartError(str(error)) from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import suppress
@@ -15,7 +14,6 @@ from tests.unit.transport.harness import TIMEOUT, Server, attached, serving
 from vscsi_emu.backends.uri import parse_uri
 from vscsi_emu.config import Config, HbaConfig, LunConfig
 from vscsi_emu.transport.vhost_user.backchannel import Backchannel
-from vscsi_emu.transport.vhost_user.err_fd import ErrFd
 from vscsi_emu.virtio import vhost_user as vu
 
 
@@ -63,30 +61,3 @@ def test_a_back_channel_closed_before_it_began_leaks_nothing() -> None:
     with asyncio.run(open_and_close()) as ours:
         ours.settimeout(TIMEOUT)
         assert ours.recv(1) == b""
-
-
-def test_an_err_descriptor_is_signalled_once_a_break() -> None:
-    eventfd = os.eventfd(0)
-    err = ErrFd(os.dup(eventfd))
-    err.signal()
-    assert os.eventfd_read(eventfd) == 1
-    err.close()
-    os.close(eventfd)
-
-
-def test_an_err_pipe_is_written_without_blocking() -> None:
-    read, write = os.pipe()
-    err = ErrFd(os.dup(write))
-    for _ in range(20_000):
-        err.signal()
-    assert os.read(read, 8) == (1).to_bytes(8, "little")
-    err.close()
-    vu.close_fds([read, write])
-
-
-def test_other_err_descriptors_are_refused() -> None:
-    with open(os.devnull, "wb") as null:
-        fd = os.dup(null.fileno())
-        with pytest.raises(ValueError, match="neither an eventfd nor a pipe"):
-            ErrFd(fd)
-        os.close(fd)

@@ -1,9 +1,13 @@
 //! Descriptors that wake somebody: an eventfd of ours, and those a front end hands over.
 
+mod aio;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
+
+use aio::Aio;
 
 /// A non-blocking eventfd of our own.
 pub struct Event(OwnedFd);
@@ -126,29 +130,30 @@ impl AsFd for Kick {
     }
 }
 
-/// What a driver wants signalled.
-pub struct Call(Foreign);
+/// What a driver wants signalled. Never blocks, however full it is.
+pub struct Call {
+    foreign: Foreign,
+    /// For an eventfd without O_NONBLOCK, a flag that is not ours to set: it would change the
+    /// front end's reads too.
+    aio: Option<Aio>,
+}
 
 impl Call {
     pub fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        Foreign::new(fd, true).map(Self)
+        let foreign = Foreign::new(fd, true)?;
+        // SAFETY: only asks for flags.
+        let flags = unsafe { libc::fcntl(foreign.fd.as_raw_fd(), libc::F_GETFL) };
+        let blocks = matches!(foreign.kind, Kind::Eventfd) && flags & libc::O_NONBLOCK == 0;
+        // Without kernel AIO (a sandbox) `signal` is left with a look before it writes.
+        let aio = if blocks { Aio::new().ok() } else { None };
+        Ok(Self { foreign, aio })
     }
 
-    /// Never blocks on a pipe, a socket or an eventfd with O_NONBLOCK. The flag is not ours to set on
-    /// the front end's eventfd (it would change its reads too), so a blocking one is asked first;
-    /// a front end that fills it in between blocks only the queues of its own worker, until it
-    /// leaves.
     pub fn signal(&self) {
-        match &self.0.kind {
-            Kind::Pipe(pipe) => add_one(pipe.as_raw_fd()),
-            Kind::Socket => {
-                let one = 1u64.to_ne_bytes();
-                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-                // SAFETY: 8 bytes from `one`. A full or closed socket wakes nobody we know.
-                unsafe { libc::send(self.0.fd.as_raw_fd(), one.as_ptr().cast(), 8, flags) };
-            }
-            Kind::Eventfd => {
-                let fd = self.0.fd.as_raw_fd();
+        let fd = self.foreign.fd.as_raw_fd();
+        match (&self.foreign.kind, &self.aio) {
+            (Kind::Eventfd, Some(aio)) => aio.signal(fd),
+            (Kind::Eventfd, None) => {
                 let mut poll = libc::pollfd {
                     fd,
                     events: libc::POLLOUT,
@@ -159,6 +164,13 @@ impl Call {
                     add_one(fd);
                 }
             }
+            (Kind::Pipe(pipe), _) => add_one(pipe.as_raw_fd()),
+            (Kind::Socket, _) => {
+                let one = 1u64.to_ne_bytes();
+                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+                // SAFETY: 8 bytes from `one`. A full or closed socket wakes nobody we know.
+                unsafe { libc::send(fd, one.as_ptr().cast(), 8, flags) };
+            }
         }
     }
 }
@@ -167,14 +179,44 @@ impl Call {
 mod tests {
     use super::*;
 
+    fn read(fd: &OwnedFd) -> u64 {
+        let mut value = 0u64;
+        // SAFETY: 8 bytes into `value`.
+        assert_eq!(
+            unsafe { libc::read(fd.as_raw_fd(), (&raw mut value).cast(), 8) },
+            8
+        );
+        value
+    }
+
+    fn write(fd: &OwnedFd, value: u64) {
+        // SAFETY: 8 bytes from `value`.
+        assert_eq!(
+            unsafe { libc::write(fd.as_raw_fd(), (&raw const value).cast(), 8) },
+            8
+        );
+    }
+
     #[test]
-    fn a_full_blocking_eventfd_does_not_block_us() {
-        // SAFETY: plain system calls on our own descriptor.
-        let fd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) };
-        let full = u64::MAX - 1;
-        // SAFETY: as above.
-        unsafe { libc::write(fd.as_raw_fd(), (&raw const full).cast(), 8) };
-        Call::new(fd.as_fd()).unwrap().signal();
+    fn an_eventfd_counts_what_it_is_told_and_a_full_one_blocks_nobody() {
+        for flags in [0, libc::EFD_NONBLOCK] {
+            // SAFETY: plain system call, a descriptor of our own.
+            let fd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, flags)) };
+            let call = Call::new(fd.as_fd()).unwrap();
+            assert_eq!(
+                call.aio.is_some(),
+                flags == 0,
+                "kernel AIO where it may block"
+            );
+            for _ in 0..3 {
+                call.signal();
+            }
+            assert_eq!(read(&fd), 3);
+            write(&fd, u64::MAX - 1);
+            for _ in 0..3 {
+                call.signal();
+            }
+        }
     }
 
     #[test]
