@@ -5,6 +5,7 @@ Clauses are those of virtio 1.4, 5.6.
 
 import itertools
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ EVENT_QUEUE: Final = 1
 REQUEST_QUEUE: Final = 2
 """The first one."""
 EVENT_BUFFERS: Final = 8
+SECTOR: Final = 512
+"""Unit of max_sectors, in bytes."""
+OLD_MAX_SECTORS: Final = 0xFFFF
 SENSE_SIZE_OFFSET: Final = 20
 CDB_SIZE_OFFSET: Final = 24
 
@@ -247,10 +251,28 @@ class VirtioScsi:
         return [length for length in self.options.framing(header, data) if length]
 
     def _check_limits(self, request: Request) -> None:
-        longest = self.config.max_sectors * 512
+        longest = self.config.max_sectors * SECTOR
         length = max(len(request.data_out), request.data_in_length)
         if length > longest:
             raise ValueError(f"{length} bytes of data are above max_sectors ({longest} bytes)")
+        segments = self._segments(length)
+        if segments > self.config.seg_max:
+            raise ValueError(f"{segments} data segments are above seg_max {self.config.seg_max}")
+
+    def _segments(self, data: int) -> int:
+        """Descriptors that so many bytes of data add to a request."""
+        header = RESPONSE_FIXED + self.config.sense_size
+        return len(self._room(header, data)) - len(self._room(header))
+
+    def max_transfer(self, block: int) -> int:
+        """Most blocks of `block` bytes that a command may move: max_sectors, seg_max and the ring
+        bound it. A driver that does not obey them takes all disks for 0xFFFF sectors, as Linux's
+        first one did."""
+        if not self.options.obey_limits:
+            return OLD_MAX_SECTORS * SECTOR // block
+        most = min(self.config.seg_max, self.queues[REQUEST_QUEUE].ring.layout.size - 2)
+        candidates = range(1, self.config.max_sectors * SECTOR // block + 1)
+        return bisect_right(candidates, most, key=lambda blocks: self._segments(blocks * block))
 
     def next_tag(self) -> int:
         """An id for a request made by hand."""
