@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -22,19 +23,31 @@ _LISTENING = "00010000"  # __SO_ACCEPTCON (include/linux/net.h) in the flags of 
 
 
 class HbaProcess:
-    """A running server with one HBA; listening once constructed. Its context ends it.
+    """A running server; listening once constructed. Its context ends it.
 
-    `luns` are values of ``--lun``, `arguments` further ones of ``serve``. `ServerError` if it is
-    not listening within `START_SECONDS`.
+    It has one HBA with `luns`, values of ``--lun``, or what `config` says, the text of an
+    ``hba.toml`` whose paths are relative to a directory of the server's own. `arguments` are
+    further ones of ``serve``. `ServerError` if it is not listening within `START_SECONDS`.
     """
 
     def __init__(
-        self, luns: Sequence[str], *, queues: int | None = None, arguments: Sequence[str] = ()
+        self,
+        luns: Sequence[str] = (),
+        *,
+        queues: int | None = None,
+        config: str | None = None,
+        arguments: Sequence[str] = (),
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="vscsi-emu-hba-"))
-        self.socket = self._directory / "hba.sock"
-        """Where it listens."""
-        command = [str(program()), "serve", "--socket-path", str(self.socket)]
+        names = ["hba.sock"] if config is None else _socket_names(config)
+        self.sockets = [self._directory / name for name in names]
+        """Where its HBAs listen."""
+        command = [str(program()), "serve"]
+        if config is None:
+            command += ["--socket-path", str(self.socket)]
+        else:
+            (self._directory / "hba.toml").write_text(config)
+            command += ["--config", str(self._directory / "hba.toml")]
         command += [part for lun in luns for part in ("--lun", lun)]
         command += ["--queues", str(queues)] if queues is not None else []
         try:
@@ -50,6 +63,11 @@ class HbaProcess:
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
             raise
+
+    @property
+    def socket(self) -> Path:
+        """Where its first HBA listens."""
+        return self.sockets[0]
 
     @property
     def pid(self) -> int:
@@ -96,7 +114,7 @@ class HbaProcess:
 
     def _await_socket(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not _listening(self.socket):
+        while not all(map(_listening, self.sockets)):
             if not self.running:
                 raise ServerError(
                     f"{PROGRAM} serve exited with {self._process.returncode}\n{tail(self.log)}"
@@ -120,6 +138,10 @@ def program() -> Path:
     if found := shutil.which(PROGRAM):
         return Path(found)
     raise ServerError(f"{PROGRAM} is not installed: pip install vscsi-emu")
+
+
+def _socket_names(config: str) -> list[str]:
+    return [hba["socket"] for hba in tomllib.loads(config)["hba"]]
 
 
 def _listening(socket: Path) -> bool:

@@ -1,0 +1,38 @@
+"""Runs the suite and prints what it finds: ``python -m tests.guest.libiscsi [-s A] [TEST …]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import Counter
+
+from .setups import SETUPS
+from .suite import Outcome, results
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.guest.libiscsi", description=__doc__)
+    parser.add_argument("-s", "--setup", choices=SETUPS, default="A", help="the disk; default A")
+    parser.add_argument("-v", "--verbose", action="store_true", help="all that the tests print")
+    parser.add_argument(
+        "tests", nargs="*", metavar="TEST", help="how their names begin; default all"
+    )
+    arguments = parser.parse_args()
+    setup = SETUPS[arguments.setup]
+    wanted = tuple(arguments.tests)
+    names = [name for name in setup.tests(everything=True) if not wanted or name.startswith(wanted)]
+    counts: Counter[Outcome] = Counter()
+    for line in setup.run(names, verbose=arguments.verbose):
+        found = list(results([line]))
+        for result in found:
+            counts[result.outcome] += 1
+            if arguments.verbose or result.outcome is not Outcome.PASS:
+                print(result.test, result.outcome, result.reason, sep="\t", flush=True)
+        if not found:
+            print(line, flush=True)
+    print(f"{setup.name}, {setup.what}:", *(f"{counts[o]} {o}" for o in Outcome))
+    return 1 if counts[Outcome.FAIL] or counts[Outcome.TIMEOUT] else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
