@@ -43,6 +43,11 @@ class Backend:
         return self.engine.size // self.block_size
 
     @property
+    def physical_block_exponent(self) -> int:
+        """A physical block has two to the power of this logical ones."""
+        return ((self.spec.physical_block_size or 0) // self.block_size or 1).bit_length() - 1
+
+    @property
     def naa(self) -> str:
         """16 hex digits: the NAA name given, or a locally assigned one (SPC-6 7.7.6.6.4)."""
         return self.spec.naa or "3" + hashlib.sha256(self.name.encode()).hexdigest()[:15]
@@ -61,6 +66,12 @@ class Backend:
         """Raises `SpecError` unless `size` bytes are whole blocks, at least one."""
         if not size:
             raise SpecError(f"{self.spec} is empty; {fix}")
+        physical = self.spec.physical_block_size
+        if physical is not None and physical < self.block_size:
+            raise SpecError(
+                f"{self.spec}: physical-block-size {physical} is below the block size "
+                f"{self.block_size}"
+            )
         if size % self.block_size:
             raise SpecError(
                 f"{self.spec}: {size} bytes are not a multiple of the block size "

@@ -17,6 +17,7 @@ from vscsi_emu.scsi.identity import MAX_SERIAL, PRODUCT_SIZE, VENDOR_SIZE
 
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
+MAX_PHYSICAL_BLOCK: Final = 1 << 20
 
 _ADDRESS: Final = re.compile(r"(\d+):(\d+)=", re.ASCII)
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):")
@@ -39,12 +40,15 @@ class LunSpec:
     location: str
     read_only: bool = False
     block_size: int | None = None
+    physical_block_size: int | None = None
     serial: str | None = None
     naa: str | None = None
     vendor: str | None = None
     product: str | None = None
     rotation_rate: int | None = None
     discard: bool = True
+    lbprz: bool = False
+    removable: bool = False
     write_cache: bool = True
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Keys that only this scheme knows."""
@@ -87,6 +91,13 @@ def _block_size(text: str) -> int:
     if text not in ("512", "4096"):
         raise SpecError(f"{text!r} is not a block size; use 512 or 4096")
     return int(text)
+
+
+def _physical_block_size(text: str) -> int:
+    size = parse_size(text)
+    if not 512 <= size <= MAX_PHYSICAL_BLOCK or size & (size - 1):
+        raise SpecError(f"{text!r} is not a power of two from 512 to {MAX_PHYSICAL_BLOCK}")
+    return size
 
 
 def _cache(text: str) -> bool:
@@ -136,12 +147,15 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
     {
         "ro": _Key("read_only", parse_switch, bare="on"),
         "block-size": _Key("block_size", _block_size),
+        "physical-block-size": _Key("physical_block_size", _physical_block_size),
         "serial": _Key("serial", _ascii(MAX_SERIAL)),
         "wwn": _Key("naa", _naa),
         "vendor": _Key("vendor", _ascii(VENDOR_SIZE)),
         "product": _Key("product", _ascii(PRODUCT_SIZE)),
         "rotation-rate": _Key("rotation_rate", _rotation_rate),
         "discard": _Key("discard", parse_switch),
+        "lbprz": _Key("lbprz", parse_switch),
+        "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
     }
 )

@@ -133,7 +133,7 @@ class LunPolicy:
         unmap: bool = False,
     ) -> Self:
         """Limits of 0 mean: no limit. `unmap`: UNMAP and WRITE SAME with UNMAP deallocate;
-        deallocated blocks read as zeros (LBPRZ = 1)."""
+        deallocated blocks read as zeros."""
     block_size: int
     blocks: int
     write_protected: bool

@@ -75,6 +75,10 @@ def serve(
       vendor=, product=           INQUIRY names, up to 8 and 16 characters
       rotation-rate=              0 unknown, 1 solid state, else rpm
       discard=on|off              whether UNMAP frees space
+      lbprz=on|off                say that unmapped blocks read as zeros: guests may then
+                                  zero by unmapping
+      removable                   the medium can be ejected
+      physical-block-size=        a multiple of block-size
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
       direct=on|off               O_DIRECT (files only)

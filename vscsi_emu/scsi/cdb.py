@@ -40,7 +40,9 @@ class Flag(enum.Flag):
     SKIPS_ATTENTION = enum.auto()
     """Is processed whatever unit attention is pending (SAM-6 5.14)."""
     NEEDS_READY = enum.auto()
-    """Ends with NOT READY while the unit is stopped (SBC-5 4.20)."""
+    """Ends with NOT READY while the unit is stopped or has no medium (SBC-5 4.20)."""
+    NEEDS_MEDIUM = enum.auto()
+    """Ends with NOT READY while the unit has no medium."""
     ANY_LUN = enum.auto()
     """Is answered for an absent logical unit too (SAM-6 4.7.4)."""
     WELL_KNOWN = enum.auto()
@@ -53,6 +55,8 @@ class Feature(enum.Flag):
     NONE = 0
     THIN = enum.auto()
     """Logical block provisioning management (SBC-5 4.7)."""
+    REMOVABLE = enum.auto()
+    """A medium that can be ejected."""
 
 
 @dataclass(frozen=True, slots=True)

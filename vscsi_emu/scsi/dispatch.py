@@ -13,6 +13,7 @@ from vscsi_emu.scsi.request import Command, Reply, Request
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort, ScsiError, SenseKey
 from vscsi_emu.scsi.table import absent_table, well_known_table
 from vscsi_emu.scsi.target import Target
+from vscsi_emu.scsi.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
             if attention is not None:
                 raise attention
         cdb = found.parse(command.cdb)
-        if nexus is not None and nexus.unit.stopped and Flag.NEEDS_READY in found.flags:
-            raise ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
+        if nexus is not None:
+            _check_ready(nexus.unit, found)
         if found.handler is None:
             reply.execute()
             return None
@@ -44,6 +45,16 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
             return _answer_later(request, answer)
         reply.good(request.limit(answer))
     return None
+
+
+def _check_ready(unit: LogicalUnit, command: CommandType) -> None:
+    reason = unit.readiness.not_ready
+    if reason is not None and Flag.NEEDS_READY in command.flags:
+        raise ScsiError(SenseKey.NOT_READY, reason)
+    if reason is Asc.MEDIUM_NOT_PRESENT and Flag.NEEDS_MEDIUM in command.flags:
+        raise ScsiError(SenseKey.NOT_READY, reason)
+    if command.handler is None:
+        unit.wake()
 
 
 async def _answer_later(request: Request, answer: Awaitable[bytes]) -> None:

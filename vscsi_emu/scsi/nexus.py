@@ -33,6 +33,8 @@ class Nexus:
         self.on_attention: Callable[[Asc], None] | None = None
         self._pending: list[Asc] = []
         self._deferred: ScsiError | None = None
+        self.prevents_removal = False
+        """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6 6.18)."""
         self.establish(Asc.POWER_ON_OCCURRED)
 
     @property
@@ -78,8 +80,8 @@ class Nexus:
             self.update_gate()
 
     def update_gate(self) -> None:
-        """Media commands come to Python while there is something to report, or while stopped."""
-        if self._pending or self._deferred or self.unit.stopped:
+        """Media commands come to Python while there is something to report, or while not ready."""
+        if self._pending or self._deferred or not self.unit.readiness.fast:
             self.data_plane.close(_dataplane.CLASS_ALL)
         else:
             self.data_plane.open(_dataplane.CLASS_ALL)

@@ -11,6 +11,7 @@ from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.readiness import PowerCondition, Readiness
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.table import CommandTable, command_table
 
@@ -19,13 +20,19 @@ async def _nothing(*_: object) -> None:
     pass
 
 
+def _features(*, thin: bool, removable: bool) -> Feature:
+    found = Feature.THIN if thin else Feature.NONE
+    return found | Feature.REMOVABLE if removable else found
+
+
 class LogicalUnit:
     """A direct access block device (SBC-5), shared by all its nexuses.
 
     - `block_size`: bytes of a logical block; `physical_block_exponent`: a physical block has two
       to the power of it logical ones.
     - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-5 6.6.3).
-    - `discard`: thin provisioning is offered where the engine really frees space.
+    - `discard`: thin provisioning is offered where the engine really frees space. `lbprz`: it
+      says that unmapped blocks read as zeros, which they do in any case (SBC-5 6.6.6).
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
     """
@@ -38,8 +45,10 @@ class LogicalUnit:
         block_size: int = 512,
         physical_block_exponent: int = 0,
         read_only: bool = False,
+        removable: bool = False,
         rotation_rate: int = 1,
         discard: bool = True,
+        lbprz: bool = False,
         write_cache: bool = True,
         limits: Limits | None = None,
         flush: Callable[[], Awaitable[None]] = _nothing,
@@ -54,11 +63,12 @@ class LogicalUnit:
         self.physical_block_exponent: Final = physical_block_exponent
         self.read_only: Final = read_only
         self.rotation_rate: Final = rotation_rate
-        self.features: Final = Feature.THIN if discard and engine.can_discard else Feature.NONE
+        self.features: Final = _features(thin=discard and engine.can_discard, removable=removable)
+        self.lbprz: Final = lbprz
         self.limits: Final = limits or Limits.default(block_size)
         self.commands: Final[CommandTable] = command_table(self.features)
         self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
-        self.stopped = False
+        self.readiness: Final = Readiness()
         self.nexuses: Final[list[Nexus]] = []
         self._flush = flush
         self._quiesce = quiesce
@@ -107,6 +117,11 @@ class LogicalUnit:
         return self.read_only or self.mode_pages.write_protected
 
     @property
+    def removable(self) -> bool:
+        """RMB: the medium can be ejected."""
+        return Feature.REMOVABLE in self.features
+
+    @property
     def descriptor_sense(self) -> bool:
         return self.mode_pages.descriptor_sense
 
@@ -132,7 +147,9 @@ class LogicalUnit:
     def reset(self) -> None:
         """Logical unit reset (SAM-6 6.3.3), once its commands are aborted."""
         self.mode_pages.reset()
-        self.stopped = False
+        self.readiness.reset()
+        for nexus in self.nexuses:
+            nexus.prevents_removal = False
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
@@ -164,15 +181,34 @@ class LogicalUnit:
             return self.settle()
         return None
 
-    def start(self) -> None:
-        """Active power condition: media commands are processed."""
-        self.stopped = False
+    def enter(self, condition: PowerCondition) -> None:
+        """A power condition; while stopped, media commands end with NOT READY."""
+        self.readiness.power = condition
         self._publish()
 
-    def stop(self) -> None:
-        """Stopped power condition: media commands end with NOT READY."""
-        self.stopped = True
+    def wake(self) -> None:
+        """Out of idle and standby, as a command needs the medium."""
+        if self.readiness.wake():
+            self._publish()
+
+    def eject(self) -> None:
+        """Media commands end with MEDIUM NOT PRESENT. `ScsiError` where removal is prevented."""
+        self._check_removal()
+        self.readiness.loaded = False
         self._publish()
+
+    def load(self, *, by: Nexus) -> None:
+        """The medium is back, and ready. `ScsiError` where its removal is prevented."""
+        self._check_removal()
+        self.readiness.power = PowerCondition.ACTIVE
+        if not self.readiness.loaded:
+            self.readiness.loaded = True
+            self.establish(Asc.MEDIUM_MAY_HAVE_CHANGED, but=by)
+        self._publish()
+
+    def _check_removal(self) -> None:
+        if any(nexus.prevents_removal for nexus in self.nexuses):
+            raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.MEDIUM_REMOVAL_PREVENTED)
 
     async def settle(self) -> None:
         """Waits for running commands, then makes what they wrote durable."""

@@ -59,7 +59,7 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
         BLOCK_CHARACTERISTICS: lambda: _block_characteristics(unit),
     }
     if unit.thin:
-        pages[PROVISIONING] = lambda: _PROVISIONING_BODY
+        pages[PROVISIONING] = lambda: _provisioning(unit)
     return MappingProxyType(pages)
 
 
@@ -146,4 +146,7 @@ _LBPU_LBPWS_LBPWS10: Final = 0xE0
 _LBPRZ_ZEROS: Final = 1 << 2
 _THIN: Final = 2
 
-_PROVISIONING_BODY: Final = bytes([0, _LBPU_LBPWS_LBPWS10 | _LBPRZ_ZEROS, _THIN, 0])
+
+def _provisioning(unit: LogicalUnit) -> bytes:
+    lbprz = _LBPRZ_ZEROS if unit.lbprz else 0
+    return bytes([0, _LBPU_LBPWS_LBPWS10 | lbprz, _THIN, 0])

@@ -152,7 +152,7 @@ impl FileEngine {
                 result => return result,
             }
         }
-        // Freeing is optional, reading as zeros is not (LBPRZ = 1).
+        // Freeing is optional, reading as zeros is not.
         self.zero(io)
     }
 

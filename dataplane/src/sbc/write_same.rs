@@ -48,7 +48,7 @@ pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Re
             durable,
         })));
     }
-    // With LBPRZ = 1 a deallocated block reads as the zeros that were to be written.
+    // A deallocated block reads as the zeros that were to be written (SBC-5 4.7.3.4.4).
     let kind = match cdb.flag(flag::WRITE_SAME_UNMAP) {
         true => IoKind::Discard,
         false => IoKind::Zero,
@@ -62,10 +62,8 @@ fn pattern(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Vec<u8>, 
         return Ok(Vec::new());
     }
     let block = u64::from(policy.block_size);
-    if buffers.data_out_len < block {
-        return Err(Refusal::Overrun);
-    }
-    if buffers.data_out_len > block {
+    // No field of the CDB asks for a length that the transport could find missing.
+    if buffers.data_out_len != block {
         return Err(super::cdb::INVALID_FIELD_IN_CDB.into());
     }
     let mut block = vec![0; block as usize];

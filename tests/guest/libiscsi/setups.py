@@ -42,7 +42,7 @@ class Setup:
     def tests(self, *, everything: bool = False) -> list[str]:
         """Those of `groups`, or all that the set-up can run. MultipathIO comes first: it takes
         LBA 256 for blank, where other tests leave data."""
-        names = suite.tests(sanitize=self.sanitize)
+        names = suite.listed(sanitize=self.sanitize)
         if self.groups and not everything:
             names = [name for name in names if name.split(".")[0] in self.groups]
         return sorted(names, key=lambda name: not name.startswith("MultipathIO."))

@@ -54,13 +54,13 @@ class Result:
     reason: str = ""
 
 
-def tests(*, sanitize: bool = False) -> list[str]:
+def listed(*, sanitize: bool = False) -> list[str]:
     """``Suite.Test`` of every test of the family, as the program lists them."""
     program = shutil.which(PROGRAM)
     if program is None:
         raise FileNotFoundError(f"{PROGRAM} is not installed: {INSTALL}")
-    listed = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout
-    paths = [line.split(".") for line in listed.split()]
+    output = subprocess.run([program, "--list"], capture_output=True, text=True, check=True).stdout
+    paths = [line.split(".") for line in output.split()]
     names = [path[1:] for path in paths if path[0] == FAMILY and len(path) == 3]
     return [f"{group}.{test}" for group, test in names if sanitize or group != SANITIZE]
 

@@ -49,6 +49,21 @@ def test_a_3_tib_image_is_sparse(tmp_path: Path) -> None:
     backend.close()
 
 
+@pytest.mark.parametrize(
+    ("keys", "exponent"),
+    [("", 0), (",physical-block-size=4096", 3), (",block-size=4096", 0)],
+)
+def test_physical_blocks(keys: str, exponent: int) -> None:
+    backend = opened(f"mem:1M{keys}")
+    assert backend.physical_block_exponent == exponent
+    backend.close()
+
+
+def test_physical_blocks_are_not_smaller_than_logical_ones() -> None:
+    with pytest.raises(SpecError, match="physical-block-size 512 is below the block size 4096"):
+        opened("mem:1M,physical-block-size=512,block-size=4096")
+
+
 @pytest.mark.parametrize("scheme", ["mem", "null"])
 def test_sized_storage(scheme: str) -> None:
     backend = opened(f"{scheme}:1M,block-size=4096")

@@ -26,6 +26,7 @@ from vscsi_emu.scsi import (
     Target,
     decode_lun,
 )
+from vscsi_emu.scsi.readiness import PowerCondition
 
 TEST_UNIT_READY = "00"
 READ_10 = "28"
@@ -149,12 +150,12 @@ def test_reset_tells_every_nexus_and_restores_the_defaults() -> None:
     first, second = make_target(unit), make_target(unit, lun=3)
     # WCE 0, D_SENSE 1.
     good(first, "1510000018 00", data_out=bytes(4) + b"\x08\x12" + bytes(18))
-    unit.stop()
+    unit.enter(PowerCondition.STOPPED)
     unit.reset()
     assert refused(first, TEST_UNIT_READY) == attention(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
     assert refused(second, READ_10, lun=3) == attention(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
     assert unit.data_plane.policy.write_cache
-    assert not unit.stopped
+    assert unit.readiness.power is PowerCondition.ACTIVE
     assert refused(second, READ_10, lun=3) == attention(Asc.MODE_PARAMETERS_CHANGED)
     assert send(first, READ_10).executed
 
@@ -277,7 +278,7 @@ def test_stopping_waits_then_flushes() -> None:
 
     async def flush() -> None:
         await asyncio.sleep(0)
-        assert unit.stopped
+        assert unit.readiness.power is PowerCondition.STOPPED
         steps.append("flush")
 
     unit = make_unit(flush=flush, quiesce=quiesce)

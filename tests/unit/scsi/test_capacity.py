@@ -28,9 +28,12 @@ def test_16() -> None:
     assert len(data) == 32
 
 
-@pytest.mark.parametrize(("discard", "flags"), [(True, "c000"), (False, "0000")])
-def test_16_provisioning(discard: bool, flags: str) -> None:
-    target = make_target(make_unit(discard=discard, physical_block_exponent=3))
+@pytest.mark.parametrize(
+    ("discard", "lbprz", "flags"),
+    [(True, False, "8000"), (True, True, "c000"), (False, True, "0000")],
+)
+def test_16_provisioning(discard: bool, lbprz: bool, flags: str) -> None:
+    target = make_target(make_unit(discard=discard, lbprz=lbprz, physical_block_exponent=3))
     assert good(target, READ_CAPACITY_16) == bytes.fromhex(
         "00000000000007ff 00000200 00 03" + flags + "00" * 16
     )

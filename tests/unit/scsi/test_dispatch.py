@@ -93,7 +93,7 @@ def test_an_internal_error_is_answered_and_logged(
 ) -> None:
     unit = make_unit(flush=_fail)
     monkeypatch.setattr(LogicalUnit, "thin", property(lambda unit: 1 // 0))
-    monkeypatch.setattr(LogicalUnit, "stop", lambda unit: None)
+    monkeypatch.setattr(LogicalUnit, "enter", lambda unit, condition: None)
     assert refused(make_target(unit), cdb) == Sense(
         SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE
     )

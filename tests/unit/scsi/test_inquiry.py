@@ -188,6 +188,8 @@ def test_block_device_characteristics(rate: int) -> None:
     assert page == bytes.fromhex("00 b1 003c") + rate.to_bytes(2) + bytes(58)
 
 
-def test_logical_block_provisioning() -> None:
-    # LBPU, LBPWS, LBPWS10, LBPRZ 001b; thin.
-    assert vpd(make_target(make_unit()), 0xB2) == bytes.fromhex("00 b2 0004 00 e4 02 00")
+@pytest.mark.parametrize(("lbprz", "flags"), [(False, "e0"), (True, "e4")])
+def test_logical_block_provisioning(lbprz: bool, flags: str) -> None:
+    # LBPU, LBPWS, LBPWS10, LBPRZ 000b or 001b; thin.
+    page = vpd(make_target(make_unit(lbprz=lbprz)), 0xB2)
+    assert page == bytes.fromhex(f"00 b2 0004 00 {flags} 02 00")

@@ -13,6 +13,7 @@ from vscsi_emu.scsi.vpd import PageContext, vpd_page
 _TARGET_NAMES: Final = (b"VSCSIEMU", b"Target".ljust(16), b"0001")
 """Vendor, product and revision where no logical unit has its own."""
 
+_RMB: Final = 0x80
 _SPC_4: Final = 6
 _HISUP: Final = 0x10
 _RESPONSE_DATA_FORMAT: Final = 2
@@ -60,14 +61,15 @@ def _peripheral(request: Request) -> Peripheral:
 
 def _standard(request: Request, peripheral: Peripheral) -> bytes:
     nexus = request.target.find(request.lun)
-    names = _TARGET_NAMES
+    names, rmb = _TARGET_NAMES, 0
     if nexus is not None:
+        rmb = _RMB if nexus.unit.removable else 0
         identity = nexus.unit.identity
         names = (identity.vendor_field, identity.product_field, identity.revision_field)
     descriptors = (*_VERSION_DESCRIPTORS, *(0,) * (8 - len(_VERSION_DESCRIPTORS)))
     return _LAYOUT.pack(
         peripheral,
-        0,
+        rmb,
         _SPC_4,
         _HISUP | _RESPONSE_DATA_FORMAT,
         _SIZE - 5,

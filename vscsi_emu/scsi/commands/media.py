@@ -5,6 +5,8 @@ from vscsi_emu.scsi.cdb import Feature, Field, Route, bit, media_command
 _DPO = bit(1, 4)
 _FUA = bit(1, 3)
 _BYTCHK = Field(1, high=2, low=1)
+_SYNC_NV = Field(1, high=2, low=2, ignored=True)
+"""Obsolete, and still sent: a cache that keeps its contents without power is none to us."""
 _LBA_6 = Field(1, 3, high=4)
 _LBA_10 = Field(2, 4)
 _LBA_16 = Field(2, 8)
@@ -82,6 +84,7 @@ SYNCHRONIZE_CACHE_10 = media_command(
     10,
     Route.MEDIA,
     immed=bit(1, 1),
+    sync_nv=_SYNC_NV,
     lba=_LBA_10,
     blocks=_BLOCKS_10,
 )
@@ -91,6 +94,7 @@ SYNCHRONIZE_CACHE_16 = media_command(
     16,
     Route.MEDIA,
     immed=bit(1, 1),
+    sync_nv=_SYNC_NV,
     lba=_LBA_16,
     blocks=_BLOCKS_16,
 )

@@ -32,6 +32,8 @@ def _state(request: Request) -> ScsiError:
             return ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED)
     elif (error := request.target.take(nexus)) is not None:
         return error
-    elif nexus.unit.stopped:
-        return ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
+    elif (reason := nexus.unit.readiness.not_ready) is not None:
+        return ScsiError(SenseKey.NOT_READY, reason)
+    elif (condition := nexus.unit.readiness.low_power) is not None:
+        return ScsiError(SenseKey.NO_SENSE, condition)
     return ScsiError(SenseKey.NO_SENSE, Asc.NO_ADDITIONAL_SENSE)

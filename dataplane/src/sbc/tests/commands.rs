@@ -275,7 +275,6 @@ fn buffers_too_small_are_an_overrun() {
         (cdb10(WRITE_VERIFY, 0, 0, 3), 1536),
         (cdb10(VERIFY, 1 << 1, 0, 3), 1536),
         (cdb10(VERIFY, 3 << 1, 0, 3), 512),
-        (cdb10(WRITE_SAME, 0, 0, 3), 512),
         (cdb10(UNMAP, 0, 0, 24), 24),
     ] {
         assert!(overrun(&cdb, needs - 1, big), "{cdb:02x?}");
@@ -388,8 +387,10 @@ fn write_same_refuses_what_it_cannot_do() {
         refused(planned(&cdb16(WRITE_SAME_16, 0, 100, 0), 512)),
         illegal(0x2100, 2, None)
     );
-    let sense = refused(planned(&cdb10(WRITE_SAME, 0, 0, 1), 513));
-    assert_eq!((sense[2], sense[12], sense[15]), (5, 0x24, 0));
+    for data_out in [0, 511, 513] {
+        let sense = refused(planned(&cdb10(WRITE_SAME, 0, 0, 1), data_out));
+        assert_eq!((sense[2], sense[12], sense[15]), (5, 0x24, 0));
+    }
 }
 
 #[test]
