@@ -131,9 +131,14 @@ class LunPolicy:
         max_unmap_blocks: int = 0,
         max_unmap_descriptors: int = 0,
         unmap: bool = False,
+        max_compare_and_write_blocks: int = 0,
+        max_atomic_blocks: int = 0,
+        atomic_granularity_blocks: int = 0,
     ) -> Self:
         """Limits of 0 mean: no limit. `unmap`: UNMAP and WRITE SAME with UNMAP deallocate;
-        deallocated blocks read as zeros (LBPRZ = 1)."""
+        deallocated blocks read as zeros (LBPRZ = 1). The last three are exceptions: COMPARE AND
+        WRITE takes that many blocks, WRITE ATOMIC too, 0 none; `atomic_granularity_blocks` is of
+        its length and of its LBA."""
     block_size: int
     blocks: int
     write_protected: bool
@@ -144,6 +149,9 @@ class LunPolicy:
     max_unmap_blocks: int
     max_unmap_descriptors: int
     unmap: bool
+    max_compare_and_write_blocks: int
+    max_atomic_blocks: int
+    atomic_granularity_blocks: int
     def replace(self, **changes: int) -> LunPolicy:
         """A copy with these fields changed."""
 

@@ -24,6 +24,7 @@ use crate::port::Port;
 use crate::ring::{self, RingConfig, RingError};
 use crate::sbc::Outcome;
 use crate::task::TaskRef;
+use crate::turn::Turn;
 use crate::wire;
 
 /// What a queue carries.
@@ -97,6 +98,12 @@ pub(crate) enum Mail {
     Answer {
         task: TaskRef,
         answer: Answer,
+    },
+    /// A parked task's turn has come.
+    Turn {
+        task: TaskRef,
+        lu: Arc<Lu>,
+        turn: Turn,
     },
     Abort {
         token: u64,

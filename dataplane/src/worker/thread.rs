@@ -21,6 +21,7 @@ use crate::pool::pool;
 use crate::port;
 use crate::sbc::{self, Outcome, Plan};
 use crate::task::{Slab, State, TaskRef, MAX_CDB};
+use crate::turn::Turn;
 use crate::wire::{self, CmdReq, CMD_REQ_FIXED, CMD_RESP_FIXED};
 
 /// Chains taken from one queue before the next one has its turn.
@@ -89,6 +90,8 @@ pub(super) struct Thread {
     /// Queues to look at without kicks.
     polled: Vec<usize>,
     idle_turns: u32,
+    /// Turns waited for, by tasks that may be gone meanwhile.
+    parked: usize,
     shutdown: bool,
 }
 
@@ -122,6 +125,7 @@ impl Thread {
             response: Vec::new(),
             polled: Vec::new(),
             idle_turns: 0,
+            parked: 0,
             shutdown: false,
         })
     }
@@ -133,7 +137,7 @@ impl Thread {
     pub fn run(&mut self) {
         loop {
             self.turn();
-            if self.shutdown && self.tasks.live().next().is_none() {
+            if self.shutdown && self.parked == 0 && self.tasks.live().next().is_none() {
                 return;
             }
             self.wait();
@@ -412,6 +416,13 @@ impl Thread {
                 self.stop_queue(queue, token, abort, discard);
             }
             Mail::Answer { task, answer } => self.answered(task, answer),
+            Mail::Turn { task, lu, turn } => {
+                self.parked -= 1;
+                match self.tasks.find(task) {
+                    Some(_) => self.execute_now(task.slot, turn),
+                    None => lu.turns.leave(turn),
+                }
+            }
             Mail::Abort {
                 token,
                 response,
@@ -426,7 +437,7 @@ impl Thread {
                 let running = self.matching(&scope);
                 let waiting: HashSet<_> = running
                     .into_iter()
-                    .filter(|task| self.tasks.get(task.slot).state == State::Running)
+                    .filter(|task| self.tasks.get(task.slot).state != State::Python)
                     .collect();
                 self.drains
                     .add(token, waiting.len() as u64, waiting, &mut self.done);
@@ -491,7 +502,7 @@ impl Thread {
         let undecided: Vec<_> = self
             .tasks
             .live()
-            .filter(|(_, task)| task.queue == key && task.state == State::Python)
+            .filter(|(_, task)| task.queue == key && task.state != State::Running)
             .map(|(slot, _)| slot)
             .collect();
         for slot in undecided {
@@ -608,7 +619,7 @@ impl Thread {
         let mut waiting = HashSet::new();
         for task in &hit {
             let found = self.tasks.get(task.slot);
-            if found.state == State::Python {
+            if found.state != State::Running {
                 self.respond(task.slot, &Response::transport(response));
             } else {
                 found.aborted = Some(response);
@@ -801,14 +812,44 @@ impl Thread {
         self.respond(slot, &response);
     }
 
-    /// Runs a media command.
+    /// Runs a media command, when it is its turn on the logical unit.
     fn execute(&mut self, slot: u32) {
         let task = self.tasks.get(slot);
-        let Some(nexus) = task.nexus.clone() else {
+        let Some(nexus) = &task.nexus else {
             // Python executes only what has a logical unit.
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         };
+        let turn = sbc::turn(task.cdb());
+        let mailbox = &self.mailbox;
+        let task_ref = TaskRef {
+            slot,
+            generation: task.generation,
+        };
+        let at_once = nexus.lu.turns.enter(turn, || {
+            let (mailbox, lu) = (mailbox.clone(), nexus.lu.clone());
+            move || {
+                mailbox.post(Mail::Turn {
+                    task: task_ref,
+                    lu,
+                    turn,
+                });
+            }
+        });
+        if at_once {
+            self.execute_now(slot, turn);
+        } else {
+            task.state = State::Parked;
+            self.parked += 1;
+        }
+    }
+
+    fn execute_now(&mut self, slot: u32, turn: Turn) {
+        let task = self.tasks.get(slot);
+        task.turn = Some(turn);
         task.state = State::Running;
+        let Some(nexus) = task.nexus.clone() else {
+            return;
+        };
         let policy = nexus.lu.policy.load_full();
         task.policy = Some(policy.clone());
         let data_out_len = task.data_out_len;
@@ -842,7 +883,7 @@ impl Thread {
         match io.kind {
             IoKind::Read => task.iov.extend_from_slice(&task.data_in),
             IoKind::Write => task.iov.extend_from_slice(&task.data_out),
-            IoKind::Flush | IoKind::Discard | IoKind::Zero => {}
+            IoKind::Flush | IoKind::Discard | IoKind::Zero | IoKind::Prefetch => {}
         }
         sbc::trim(&mut task.iov, io.len);
         task.io = Some(io);
