@@ -6,6 +6,8 @@
 
 mod error;
 mod iommu;
+#[cfg(test)]
+mod iommu_tests;
 mod iotlb;
 mod map;
 mod mapping;
