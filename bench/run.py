@@ -50,8 +50,8 @@ def script(rounds: int) -> str:
     disks = [disk for kind in OURS for disk in (OURS[kind], THEIRS[kind])]
     for disk in disks:
         name = f"h{disk.host}l{disk.lun}"
-        find = f"lsscsi {disk.host}:0:0:{disk.lun} | awk '{{print $NF}}'"
-        lines.append(f"{name}=$({find}); test -b ${name}")
+        where = f"/sys/bus/scsi/devices/{disk.host}:0:0:{disk.lun}/block"
+        lines.append(f"{name}=/dev/$(ls {where}); test -b ${name}")
     for _ in range(rounds):
         for number, options in enumerate(JOBS.values()):
             for disk in disks:

@@ -1,1 +1,34 @@
-"""vscsi-emu: a virtio-scsi HBA in user space."""
+"""vscsi-emu: a virtio-scsi HBA in user space.
+
+async with Service(from_arguments(["mem:64M"], socket="/tmp/hba.sock")) as service:
+    await service.serve(asyncio.Event())
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final
+
+__all__ = ["Config", "Hba", "Service", "from_arguments", "from_file"]
+
+if TYPE_CHECKING:
+    from vscsi_emu.config import Config, from_arguments, from_file
+    from vscsi_emu.hba import Hba
+    from vscsi_emu.service import Service
+else:
+    # On first use: the command line must not pay for what it does not need.
+    _HOMES: Final = MappingProxyType(
+        {
+            "Config": "vscsi_emu.config",
+            "Hba": "vscsi_emu.hba",
+            "Service": "vscsi_emu.service",
+            "from_arguments": "vscsi_emu.config",
+            "from_file": "vscsi_emu.config",
+        }
+    )
+
+    def __getattr__(name: str) -> object:
+        if name not in _HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(import_module(_HOMES[name]), name)

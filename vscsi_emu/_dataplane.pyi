@@ -4,10 +4,12 @@
 
 Rust moves data; Python decides. Nothing here holds the GIL while it blocks, and nothing here is
 called from a worker thread: workers talk to Python through an `Inbox` only.
+
+A default that PyO3 does not show to `stubtest` stands as ``...``: no descriptor (-1), no bytes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Final, final
+from typing import Final, Self, final
 
 class DataplaneError(Exception):
     """Base of what the data plane raises."""
@@ -44,7 +46,7 @@ def build_sense(
 class GuestMemory:
     """RAM of one guest. Addresses are guest-physical unless said otherwise; all bounds-checked."""
 
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     @staticmethod
     def anonymous(size: int, guest_address: int = 0) -> GuestMemory:
         """Memory of our own (a memfd), for the in-process guest and tests."""
@@ -91,7 +93,7 @@ class Engine:
 
     @staticmethod
     def file(
-        fd: int, size: int, *, direct_fd: int = -1, discard: bool = True, read_only: bool = False
+        fd: int, size: int, *, direct_fd: int = ..., discard: bool = True, read_only: bool = False
     ) -> Engine:
         """A regular file or block device. Dups `fd`; `direct_fd` is the same file with O_DIRECT,
         used where address, length and offset are aligned for it (else bounced or buffered)."""
@@ -123,8 +125,8 @@ CLASS_ALL: Final = 7
 class LunPolicy:
     """Everything mode- or limit-dependent that the fast way needs; immutable."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         *,
         block_size: int,
         blocks: int,
@@ -136,7 +138,7 @@ class LunPolicy:
         max_unmap_blocks: int = 0,
         max_unmap_descriptors: int = 0,
         unmap: bool = False,
-    ) -> None:
+    ) -> Self:
         """Limits of 0 mean: no limit. `unmap`: UNMAP and WRITE SAME with UNMAP deallocate;
         deallocated blocks read as zeros (LBPRZ = 1)."""
     block_size: int
@@ -156,13 +158,13 @@ class LunPolicy:
 class Lu:
     """A logical unit's data plane: engine, policy, routes. Shared by all nexuses."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         engine: Engine,
         policy: LunPolicy,
         routes: bytes,
         usage_maps: Mapping[int, bytes] | None = None,
-    ) -> None:
+    ) -> Self:
         """`routes`: 256 ROUTE_* values indexed by OPERATION CODE, made from the CDB table.
         `usage_maps`: CDB usage maps of the media commands (opcode → bytes). A command with a bit
         set that its map does not define comes to Python, which refuses it with the field
@@ -176,7 +178,7 @@ class Lu:
 class Nexus:
     """I_T_L nexus: one port's way to one logical unit, with its gate."""
 
-    def __init__(self, lu: Lu) -> None: ...
+    def __new__(cls, lu: Lu) -> Self: ...
     @property
     def lu(self) -> Lu: ...
     def close(self, classes: int) -> None:
@@ -196,7 +198,7 @@ class Nexus:
 class Port:
     """An HBA's initiator port as workers see it: request layout and LUN map."""
 
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     cdb_size: int
     sense_size: int
     inout: bool
@@ -239,7 +241,7 @@ class Command:
     def data_out_length(self) -> int: ...
     @property
     def data_in_length(self) -> int: ...
-    def finish(self, status: int, *, data_in: bytes = b"", sense: bytes = b"") -> None:
+    def finish(self, status: int, *, data_in: bytes = ..., sense: bytes = ...) -> None:
         """Response OK with this SAM status. residual = buffer length minus bytes moved (data-out
         counts as consumed when status is GOOD). `data_in` longer than the buffer: OVERRUN."""
     def execute(self) -> None:
@@ -290,7 +292,7 @@ class Notice:
 class Inbox:
     """Worker → Python. One a process; the control thread watches `fileno`."""
 
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     def fileno(self) -> int: ...
     def take(self, limit: int = 256) -> list[Command | Control | Notice]:
         """What has arrived, oldest first; clears the eventfd. Call again while it is full."""
@@ -299,7 +301,7 @@ class Inbox:
 class Worker:
     """A thread that serves queues. It never holds the GIL. `token`s come back as "done"."""
 
-    def __init__(self, inbox: Inbox, name: str, *, io_uring: bool = True) -> None: ...
+    def __new__(cls, inbox: Inbox, name: str, *, io_uring: bool = True) -> Self: ...
     @property
     def io_backend(self) -> str:
         """``"io_uring"`` or ``"threads"`` (refused by seccomp or kernel, or not wanted)."""
@@ -323,19 +325,24 @@ class Worker:
         lu: Lu | None = None,
         tag: int | None = None,
     ) -> None:
-        """"done" with `value` = matching commands in the task set now (after taking as above)."""
+        """Counts matching commands in the task set now (after taking as above): "done", `value`."""
     def quiesce(self, token: int, *, lu: Lu | None = None) -> None:
-        """"done" when commands of `lu` that were running (not with Python) at this call are."""
+        """Says "done" when commands of `lu` that ran at this call (not with Python) are over."""
     def quiesce_range(self, token: int, memory: GuestMemory, iova: int, size: int) -> None:
-        """After `GuestMemory.iotlb_invalidate`: "done" when no ring and no command, here or with
-        Python, uses a translation of these I/O addresses found before; `value`: commands that
-        did."""
+        """After `GuestMemory.iotlb_invalidate`: says "done" when no ring and no command, here or
+        with Python, uses a translation of these I/O addresses found before; `value`: commands
+        that did."""
     def stop(self) -> None:
         """Ends the thread: drains engines, drops queues. Blocks (GIL released)."""
 
-def signal(fd: int) -> None:
-    """Signals an eventfd or pipe that another process handed over; never blocks. ValueError: it
-    is neither."""
+@final
+class Call:
+    """A descriptor that a front end wants signalled: an eventfd, or the writing end of a pipe or
+    stream socket. dup'ed; ValueError: it is none of these."""
+
+    def __new__(cls, fd: int) -> Self: ...
+    def signal(self) -> None:
+        """Never blocks, however full it is."""
 
 @final
 class Interrupt:
@@ -343,7 +350,7 @@ class Interrupt:
     (virtio 1.4 4.2.2). Workers set its bits, register models read and acknowledge them; safe from
     any thread."""
 
-    def __init__(self) -> None: ...
+    def __new__(cls) -> Self: ...
     @property
     def status(self) -> int:
         """InterruptStatus: bit 0 used buffer, bit 1 configuration change."""
@@ -357,6 +364,8 @@ class Interrupt:
         """A write to InterruptACK: clears these bits."""
     def config_changed(self) -> None:
         """A new generation, and bit 1. Call it after the config space shows the change."""
+    def notify_config(self) -> None:
+        """Bit 1 without a new generation: DEVICE_NEEDS_RESET (virtio 1.4, 2.1.2)."""
     def change_generation(self) -> None:
         """A new generation without an interrupt (before DRIVER_OK)."""
     def reset(self) -> None:
@@ -391,8 +400,8 @@ KIND_REQUEST: Final = 2
 class Queue:
     """A started virtqueue on a worker. Made with its whole configuration; runs until `stop`."""
 
-    def __init__(
-        self,
+    def __new__(
+        cls,
         worker: Worker,
         port: Port,
         memory: GuestMemory,
@@ -408,10 +417,10 @@ class Queue:
         next_used: int | None = None,
         enabled: bool = True,
         notifier: Notifier | None = None,
-        kick_fd: int = -1,
+        kick_fd: int = ...,
         poll: bool = False,
         big_endian: bool = False,
-    ) -> None:
+    ) -> Self:
         """`desc`, `driver`, `device`: guest addresses of the three ring parts. `features`: the
         negotiated bits (EVENT_IDX, INDIRECT_DESC, VERSION_1, ANY_LAYOUT …). `next_used` None: read
         from the used ring. Looks at the ring at once, without a kick. `RingError`: bad size,

@@ -25,7 +25,7 @@ MAX_QUEUES: Final = 254
 """Request queues of one HBA: vhost-user numbers 256 rings, two of which are not for requests."""
 
 _LUN_KEYS: Final = ("id", "uri")
-_HBA_KEYS: Final = ("socket", "queues", "luns", "initiator")
+_HBA_KEYS: Final = ("socket", "queues", "luns", "initiator", "in-band")
 
 
 class ConfigError(ValueError):
@@ -46,13 +46,15 @@ class HbaConfig:
     """An HBA: where it is reached, and which unit is at which (target, LUN)."""
 
     socket: str | None
-    """Path of its vhost-user socket, or None with `fd`."""
+    """Path of its vhost-user socket, or None with `fd`. Neither: another transport serves it."""
     fd: int | None
     queues: int
     luns: Mapping[Address, str]
     """The `LunConfig.name` of each address."""
     initiator: str | None = None
     """NAA name of its initiator port, 16 hex digits; derived from the socket when None."""
+    in_band: bool = False
+    """Offer in-band notifications: slower, for front ends that need them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,12 @@ class Config:
 
 
 def from_arguments(
-    luns: Iterable[str], *, socket: str | None = None, fd: int | None = None, queues: int = 1
+    luns: Iterable[str],
+    *,
+    socket: str | None = None,
+    fd: int | None = None,
+    queues: int = 1,
+    in_band: bool = False,
 ) -> Config:
     """One HBA with the units of ``--lun`` arguments.
 
@@ -98,7 +105,7 @@ def from_arguments(
     names = {address: f"{origin}#{_show(address)}" for address in table}
     return Config(
         tuple(LunConfig(names[address], spec) for address, spec in table.items()),
-        (HbaConfig(socket, fd, queues, names),),
+        (HbaConfig(socket, fd, queues, names, in_band=in_band),),
     )
 
 
@@ -172,6 +179,9 @@ class _Reader:
             check_queues(queues, "queues")
         except ConfigError as error:
             raise ConfigError(f"{self._path}: {where}: {error}") from None
+        in_band = table.get("in-band", False)
+        if not isinstance(in_band, bool):
+            raise self._error(where, "in-band", f"{in_band!r} is not true or false")
         initiator = self._string(table, "initiator", where) if "initiator" in table else None
         luns = table.get("luns")
         if not isinstance(luns, dict) or not luns:
@@ -192,7 +202,7 @@ class _Reader:
                     f"known: {', '.join(units) or 'none'}",
                 )
             mapped[address] = units[unit].name
-        return HbaConfig(socket, None, queues, mapped, initiator)
+        return HbaConfig(socket, None, queues, mapped, initiator, in_band)
 
     def _tables(self, document: dict[str, Any], name: str) -> list[dict[str, Any]]:
         tables = document.get(name, [])

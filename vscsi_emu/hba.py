@@ -14,6 +14,7 @@ from collections.abc import Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
@@ -102,14 +103,17 @@ class Hba:
         self.targets: dict[int, Target] = {}
         self._first_worker = runtime.reserve(queues)
         self._config = ScsiConfig(num_queues=queues, max_target=MAX_TARGET, max_lun=MAX_LUN)
+        self._config_lock = Lock()
+        """Held to replace it: the driver's stores may come from a guest CPU's thread."""
         self._events = EventSender(runtime)
         self._link: Link | None = None
         self._drains: dict[Queue, asyncio.Task[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resetting: Nexus | None = None
         runtime.add_port(self.port, self)
-        for address, unit in luns.items():
-            self._attach(address, unit)
+        for number in {number for number, _ in luns}:
+            units = {lun: unit for (target, lun), unit in luns.items() if target == number}
+            self._add_target(number, units)
         self._publish_luns()
 
     async def close(self) -> None:
@@ -148,12 +152,15 @@ class Hba:
         return FIRST_REQUEST_QUEUE + self._config.num_queues
 
     def read_config(self, offset: int, length: int) -> bytes:
-        """Bytes of the configuration space; fewer where `length` reaches past its end."""
+        """Bytes of the configuration space; fewer where `length` reaches past its end. From any
+        thread."""
         return self._config.pack(self.byte_order)[offset : offset + length]
 
     def write_config(self, offset: int, data: bytes) -> None:
-        """A driver's write. Raises `ValueError` for a read-only field or an unusable size."""
-        self._set_config(self._config.written(offset, data, self.byte_order))
+        """A driver's write, from any thread. Raises `ValueError` for a read-only field or an
+        unusable size."""
+        with self._config_lock:
+            self._set_config(self._config.written(offset, data, self.byte_order))
 
     def _set_config(self, config: ScsiConfig) -> None:
         self._config = config
@@ -176,7 +183,8 @@ class Hba:
     async def reset(self) -> None:
         """Virtio reset, after the transport has stopped the queues (2.4, 5.6.4.2)."""
         self.features = Feature(0)
-        self._set_config(self._config.after_reset())
+        with self._config_lock:
+            self._set_config(self._config.after_reset())
         self._events.clear()
         for target in self.targets.values():
             target.nexus_loss()
@@ -193,6 +201,7 @@ class Hba:
         driver: int,
         device: int,
         next_avail: int,
+        next_used: int | None = None,
         enabled: bool,
         notifier: Notifier,
         kick_fd: int,
@@ -218,6 +227,7 @@ class Hba:
             device=device,
             features=self.features,
             next_avail=next_avail,
+            next_used=next_used,
             enabled=enabled,
             notifier=notifier,
             kick_fd=kick_fd,
@@ -321,6 +331,7 @@ class Hba:
 
     def add_lun(self, address: Address, unit: LogicalUnit) -> None:
         """Hot-plugs a logical unit. `ValueError` for an address out of range, or in use."""
+        encode_lun(*address)  # checks both numbers
         self._attach(address, unit)
         self._publish_luns()
         self._send_hotplug(address, ResetReason.RESCAN)
@@ -349,15 +360,19 @@ class Hba:
 
     def _attach(self, address: Address, unit: LogicalUnit) -> None:
         number, lun = address
-        field = encode_lun(number, lun)
-        target = self.targets.get(number)
-        if target is None:
-            target = Target({lun: unit}, naa=self._target_name(number))
-            self.targets[number] = target
-            nexus = target.nexuses[lun]
+        if target := self.targets.get(number):
+            self._watch(address, target.attach(lun, unit))
         else:
-            nexus = target.attach(lun, unit)
-        nexus.on_attention = partial(self._on_attention, nexus, field)
+            self._add_target(number, {lun: unit})
+
+    def _add_target(self, number: int, units: Mapping[int, LogicalUnit]) -> None:
+        target = Target(units, naa=self._target_name(number))
+        self.targets[number] = target
+        for lun, nexus in target.nexuses.items():
+            self._watch((number, lun), nexus)
+
+    def _watch(self, address: Address, nexus: Nexus) -> None:
+        nexus.on_attention = partial(self._on_attention, nexus, encode_lun(*address))
 
     def _target_name(self, number: int) -> bytes:
         """A locally assigned NAA name (SPC-6 7.7.6.6.4) of a target port, stable over restarts."""
@@ -379,11 +394,11 @@ class Hba:
             for nexus in target.nexuses.values()
             if nexus.unit.limits.max_transfer_blocks
         ]
-        config = replace(self._config, max_sectors=min(limits, default=MAX_SECTORS))
-        if config != self._config:
-            self._config = config
-            if self._link:
-                self._link.config_changed()
+        with self._config_lock:
+            old = self._config
+            self._config = replace(old, max_sectors=min(limits, default=MAX_SECTORS))
+        if self._config.max_sectors != old.max_sectors and self._link:
+            self._link.config_changed()
 
     # ── Events ─────────────────────────────────────────────────────────────────────────────────
 

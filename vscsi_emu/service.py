@@ -90,6 +90,8 @@ class Service:
             self.hbas.append(hba)
         # Last: a socket that is there can be attached to.
         for wanted, hba in zip(self._config.hbas, self.hbas, strict=True):
+            if wanted.socket is None and wanted.fd is None:
+                continue
             server = _server(wanted, hba)
             stack.callback(server.close)
             self._servers.append(server)
@@ -183,9 +185,10 @@ def attach_line(config: HbaConfig, hba: Hba) -> str:
 def _server(config: HbaConfig, hba: Hba) -> VhostUserServer:
     try:
         if config.socket is not None:
-            return VhostUserServer(hba, listen(config.socket), path=config.socket)
+            sock = listen(config.socket)
+            return VhostUserServer(hba, sock, path=config.socket, in_band=config.in_band)
         assert config.fd is not None
-        return VhostUserServer(hba, adopt(config.fd))
+        return VhostUserServer(hba, adopt(config.fd), in_band=config.in_band)
     except ListenError as error:
         raise StartError(str(error)) from None
 

@@ -67,7 +67,7 @@ impl Gate {
             if word >> PENDING_SHIFT == 0 {
                 word & !classes
             } else {
-                word | (word & classes) << WANTED_SHIFT
+                word | ((word & classes) << WANTED_SHIFT)
             }
         });
     }

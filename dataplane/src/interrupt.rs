@@ -54,6 +54,12 @@ impl Interrupt {
 
     pub fn config_changed(&self) {
         self.change_generation();
+        self.notify_config();
+    }
+
+    /// DEVICE_NEEDS_RESET is told by a configuration change notification too (2.1.2), but the
+    /// configuration space is as it was.
+    pub fn notify_config(&self) {
         self.raise(CONFIG_CHANGE);
     }
 
@@ -105,5 +111,7 @@ mod tests {
         assert_eq!((interrupt.status(), interrupt.generation()), (0, 1));
         interrupt.raise(USED_BUFFER);
         assert!(rose(&interrupt));
+        interrupt.notify_config();
+        assert_eq!((interrupt.status(), interrupt.generation()), (3, 1));
     }
 }

@@ -31,7 +31,7 @@ pub struct TaskRef {
 
 impl TaskRef {
     pub fn to_bits(self) -> u64 {
-        u64::from(self.generation) << 32 | u64::from(self.slot)
+        (u64::from(self.generation) << 32) | u64::from(self.slot)
     }
 
     pub fn from_bits(bits: u64) -> Self {

@@ -51,7 +51,7 @@ def test_every_subset_is_accepted(server: Server) -> None:
     with connect(server) as bus:
         offered = bus.device_features()
         bits = [1 << n for n in range(64) if offered >> n & 1]
-        for count in range(len(bits) + 1):
+        for count in [*range(len(bits) + 1)] * 2:
             for chosen in itertools.combinations(bits, count):
                 bus.reset()
                 bus.set_status(Status.ACKNOWLEDGE | Status.DRIVER)

@@ -280,6 +280,7 @@ def test_both_directions_fail_at_once(guest: Guest) -> None:
 # ── Several in flight ───────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.normative("split.used.d2")
 def test_many_commands_in_flight(guest: Guest) -> None:
     disk = Disk(guest.device, 0, 0).ready()
     writes = [

@@ -203,7 +203,6 @@ def test_other_queues_break_alike(
     ring.recover()
 
 
-@pytest.mark.normative("split.ind.r1")
 def test_indirect_that_was_not_negotiated(server: Server) -> None:
     with attach(server, Options(features=KNOWN & ~Feature.INDIRECT_DESC)) as guest:
         ring = RawRing(guest)

@@ -93,7 +93,7 @@ def test_ring_features(server: Server, event_idx: bool, indirect: bool, modern: 
             exercise(guest)
 
 
-@pytest.mark.normative("split.leg.d1", "feat.leg.d1", "feat.leg.d3", "split.leg.d2")
+@pytest.mark.normative("split.leg.d1", "feat.leg.d1", "feat.leg.d3")
 @pytest.mark.parametrize("queue_size", [4, 64, 128, 256, 1024])
 def test_bare_legacy_driver(server: Server, queue_size: int) -> None:
     """No feature at all, rings in one block, headers in single descriptors."""
@@ -150,7 +150,7 @@ def test_write_flag_on_the_indirect_descriptor_means_nothing(server: Server) -> 
         expect_good(disk.run(request, data_in_length=512))
 
 
-@pytest.mark.normative("split.desc.d1", "split.desc.d4", "split.used.d4", "split.used.d2")
+@pytest.mark.normative("split.desc.d1", "split.desc.d4", "split.used.d4")
 def test_readable_buffers_and_descriptors_are_left_alone(server: Server) -> None:
     options = Options(features=NO_INDIRECT, framing=every(64))
     with attach(server, options) as guest:

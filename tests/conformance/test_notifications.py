@@ -98,7 +98,7 @@ def test_event_idx_behind_is_silence(server: Server) -> None:
         assert not called(guest, QUIET_SECONDS)
 
 
-@pytest.mark.normative("split.unotif.d5", "split.used.d1")
+@pytest.mark.normative("split.unotif.d5")
 @pytest.mark.parametrize("features", [KNOWN, NO_EVENT_IDX], ids=["event_idx", "flags"])
 def test_indices_past_65536(server: Server, features: Feature) -> None:
     """Notifications stay exact when both indices wrap; each wait here needs one."""
@@ -185,7 +185,7 @@ def test_both_sides_poll(server: Server) -> None:
         assert disk.read(1, 1) == pattern(512)
 
 
-@pytest.mark.normative("vu.inband.b2", "vu.inband.b3", "vu.inband.b4", "vu.inband.b5")
+@pytest.mark.normative("vu.inband.b3", "vu.inband.b4", "vu.inband.b5")
 @pytest.mark.parametrize(
     ("kick", "call"),
     [

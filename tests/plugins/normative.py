@@ -9,6 +9,7 @@ were proven once stand in ``conformance/proven.txt``; a full run that no longer 
 from __future__ import annotations
 
 import csv
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -63,8 +64,9 @@ class Normative:
 
     @property
     def proven(self) -> set[str]:
-        """Rows proven by this run."""
-        return self._passed - self._failed
+        """Our rows that this run proved."""
+        ours = {row for row, side in self._rows.items() if side in SIDES}
+        return (self._passed - self._failed) & ours
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -79,22 +81,18 @@ class Normative:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
-        ours = {row for row, side in self._rows.items() if side in SIDES}
-        proven = self.proven & ours
         if self._lost:
             terminalreporter.section("normative rows that are proven no more", red=True)
             for row in sorted(self._lost):
                 terminalreporter.write_line(row)
-        for line in self._summary(ours, proven):
+        for line in self._summary():
             terminalreporter.write_line(line)
 
-    def _summary(self, ours: set[str], proven: set[str]) -> Iterator[str]:
-        sides = ", ".join(
-            f"{side} {sum(self._rows[row] == side for row in proven)}"
-            f"/{sum(self._rows[row] == side for row in ours)}"
-            for side in sorted(SIDES)
-        )
-        yield f"normative: {len(proven)} of {len(ours)} rows proven ({sides})"
+    def _summary(self) -> Iterator[str]:
+        proven = Counter(self._rows[row] for row in self.proven)
+        total = Counter(side for side in self._rows.values() if side in SIDES)
+        sides = ", ".join(f"{side} {proven[side]}/{total[side]}" for side in sorted(SIDES))
+        yield f"normative: {proven.total()} of {total.total()} rows proven ({sides})"
         if new := self.proven - self._floor():
             yield f"normative: {len(new)} rows more than proven.txt has; add --normative-update"
 

@@ -10,7 +10,12 @@ from typing import Final
 import click
 
 COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
-    {"serve": "vscsi_emu.cli.serve", "demo": "vscsi_emu.cli.demo"}
+    {
+        "serve": "vscsi_emu.cli.serve",
+        "demo": "vscsi_emu.cli.demo",
+        "qtest": "vscsi_emu.cli.qtest",
+        "devicetree": "vscsi_emu.cli.devicetree",
+    }
 )
 """Command → the module that holds a click command of that name."""
 

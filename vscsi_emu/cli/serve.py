@@ -40,6 +40,11 @@ class _BackendProgram(click.Command):
 @click.option(
     "--io-uring/--no-io-uring", default=True, show_default=True, help="Off: use a thread pool."
 )
+@click.option(
+    "--in-band",
+    is_flag=True,
+    help="Offer in-band notifications: for User-Mode Linux in time-travel mode, slower otherwise.",
+)
 @click.option("--print-capabilities", is_flag=True, help="Print them as JSON and exit.")
 @click.option("-v", "--verbose", count=True, help="Log every vhost-user message.")
 @click.option("-q", "--quiet", count=True, help="Log warnings only; -qq: errors only.")
@@ -51,6 +56,7 @@ def serve(
     queues: int | None,
     workers: int | None,
     io_uring: bool,
+    in_band: bool,
     print_capabilities: bool,
     verbose: int,
     quiet: int,
@@ -104,14 +110,18 @@ def serve(
         )
     try:
         if config is not None:
-            if luns or queues is not None:
-                raise click.UsageError("--lun and --queues go into the file of --config")
+            if luns or queues is not None or in_band:
+                raise click.UsageError("--lun, --queues and --in-band go into the file of --config")
             wanted = from_file(config)
         elif not luns:
             raise click.UsageError("no disk given; add for example --lun mem:64M")
         else:
             wanted = from_arguments(
-                luns, socket=socket_path, fd=fd, queues=1 if queues is None else queues
+                luns,
+                socket=socket_path,
+                fd=fd,
+                queues=1 if queues is None else queues,
+                in_band=in_band,
             )
         run(wanted, workers=workers, io_uring=io_uring)
     except (ConfigError, StartError) as error:

@@ -127,9 +127,12 @@ class FrontEnd:
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Bytes as they are, descriptors with the first of them."""
         view = memoryview(data)
-        sent = send_fds(self._main.sock, [view], list(fds))
-        if sent < len(data):
-            self._main.sock.sendall(view[sent:])
+        try:
+            sent = send_fds(self._main.sock, [view], list(fds))
+            if sent < len(data):
+                self._main.sock.sendall(view[sent:])
+        except ConnectionError as error:
+            raise self._broken("the back end closed the connection") from error
 
     def receive(self) -> Packet:
         """The next message from the back end; its own requests are answered meanwhile."""
@@ -205,24 +208,28 @@ class FrontEnd:
     def _serve_back_channel(self, channel: _Stream) -> None:
         try:
             packet = channel.receive()
+            if packet is None:
+                return
+            packet.close()
+            message = vu.BACKEND.get(packet.request)
+            if message is None or packet.is_reply:
+                raise vu.WireError(f"unknown request {packet.request} on the back channel")
+            self._take(message, message.decode(packet), packet.need_reply)
         except (EOFError, ConnectionError):
             channel.close()
             self._back_channel = None
             return
-        if packet is None:
-            return
-        packet.close()
-        message = vu.BACKEND.get(packet.request)
-        if message is None or packet.is_reply:
-            raise self._broken(f"unknown request {packet.request} on the back channel")
-        self._take(message, message.decode(packet))
+        except vu.WireError as error:
+            raise self._broken(str(error)) from None
         if packet.need_reply:
             with suppress(ConnectionError):  # the back end may be gone by now
                 channel.sock.sendall(message.encode_reply(vu.U64(0)))
 
-    def _take(self, message: MessageType, payload: Payload) -> None:
+    def _take(self, message: MessageType, payload: Payload, need_reply: bool) -> None:
         if message is vu.BACKEND_CONFIG_CHANGE_MSG:
             self.config_changes += 1
         elif isinstance(payload, vu.VringState):
+            if payload.num or not need_reply:  # "In-band notifications"
+                raise vu.WireError(f"{message}: num {payload.num}, need_reply {need_reply}")
             rings = self.called if message is vu.BACKEND_VRING_CALL else self.failed
             rings.add(payload.index)

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vscsi_emu.driver.dma import DmaAllocator, DmaMemory
+from vscsi_emu.driver.dma import Direction, DmaAllocator, DmaMemory
 from vscsi_emu.driver.vring import Segment, SplitRing
 
 
@@ -75,6 +75,10 @@ class BufferQueue:
             for address in taken:
                 self._allocator.free(address)
             raise
+        for source in sources:
+            self._allocator.map(*source, Direction.TO_DEVICE)
+        for sink in sinks:
+            self._allocator.map(*sink, Direction.FROM_DEVICE)
         ticket = self._tickets[head] = Ticket(self._memory, sources, sinks)
         return ticket
 
@@ -83,6 +87,10 @@ class BufferQueue:
         done = []
         while (used := self.ring.pop()) is not None:
             ticket = self._tickets.pop(used.head)
+            for source in ticket.readable:
+                self._allocator.unmap(*source, Direction.TO_DEVICE)
+            for sink in ticket.writable:
+                self._allocator.unmap(*sink, Direction.FROM_DEVICE)
             capacity = sum(s.length for s in ticket.writable)
             ticket.complete(used.length if self._trust_length else capacity)
             for segment in (*ticket.readable, *ticket.writable):

@@ -59,7 +59,7 @@ class Result:
     """What became of a command: virtio response, SAM status, and what came with them.
 
     `data`: the data-in bytes that were transferred; `residual`: bytes that were not, both ways
-    together. `sense` is empty unless there is any.
+    together, `residual_out` and `residual_in` each way. `sense` is empty unless there is any.
     """
 
     response: int
@@ -68,6 +68,8 @@ class Result:
     sense: bytes
     residual: int
     data: bytes
+    residual_out: int = 0
+    residual_in: int = 0
 
     @classmethod
     def unpack(cls, reply: bytes, sense_size: int, request: Request) -> Self:
@@ -77,10 +79,10 @@ class Result:
         sense = reply[RESPONSE_FIXED : RESPONSE_FIXED + min(sense_length, sense_size)]
         if len(sense) != sense_length:
             raise AnswerError(f"sense_len {sense_length}, but {len(sense)} bytes were written")
-        _, left = split_residual(residual, len(request.data_out), request.data_in_length)
+        out, left = split_residual(residual, len(request.data_out), request.data_in_length)
         start = RESPONSE_FIXED + sense_size
         data = reply[start : start + request.data_in_length - left]
-        return cls(response, status, qualifier, sense, residual, data)
+        return cls(response, status, qualifier, sense, residual, data, out, left)
 
     @property
     def host_byte(self) -> HostByte:

@@ -5,6 +5,7 @@ Clauses are those of virtio 1.4, 5.6.
 
 import itertools
 import time
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ EVENT_QUEUE: Final = 1
 REQUEST_QUEUE: Final = 2
 """The first one."""
 EVENT_BUFFERS: Final = 8
+SECTOR: Final = 512
+"""Unit of max_sectors, in bytes."""
+OLD_MAX_SECTORS: Final = 0xFFFF
 SENSE_SIZE_OFFSET: Final = 20
 CDB_SIZE_OFFSET: Final = 24
 
@@ -60,7 +64,8 @@ class Options:
     headers and data share descriptors; for a legacy device without ANY_LAYOUT it must be
     `separate`. `indirect_from`: as for `SplitRing.add`, if negotiated. `align`: of buffers, bytes.
     `event_buffers`: how many the event queue is kept filled with. `obey_limits` False plays an
-    old guest that ignores max_sectors, seg_max and cmd_per_lun.
+    old guest that ignores max_sectors, seg_max and cmd_per_lun. `trust_length` False ignores used
+    lengths of modern devices too: QEMU's say more than it wrote.
     """
 
     features: Feature = KNOWN
@@ -73,6 +78,7 @@ class Options:
     align: int = 16
     event_buffers: int = EVENT_BUFFERS
     obey_limits: bool = True
+    trust_length: bool = True
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -154,6 +160,7 @@ class VirtioScsi:
 
     def _make_queue(self, size: int) -> BufferQueue:
         modern = Feature.VERSION_1 in self.features
+        trusted = modern and self.options.trust_length
         layout = (RingLayout.modern if modern else RingLayout.legacy)(self.bus.allocator, size)
         ring = SplitRing(
             self.bus.memory,
@@ -161,13 +168,13 @@ class VirtioScsi:
             layout,
             event_idx=Feature.EVENT_IDX in self.features,
             indirect=Feature.INDIRECT_DESC in self.features,
-            trust_length=modern,
+            trust_length=trusted,
         )
         return BufferQueue(
             self.bus.memory,
             self.bus.allocator,
             ring,
-            trust_length=modern,
+            trust_length=trusted,
             align=self.options.align,
         )
 
@@ -244,10 +251,28 @@ class VirtioScsi:
         return [length for length in self.options.framing(header, data) if length]
 
     def _check_limits(self, request: Request) -> None:
-        longest = self.config.max_sectors * 512
+        longest = self.config.max_sectors * SECTOR
         length = max(len(request.data_out), request.data_in_length)
         if length > longest:
             raise ValueError(f"{length} bytes of data are above max_sectors ({longest} bytes)")
+        segments = self._segments(length)
+        if segments > self.config.seg_max:
+            raise ValueError(f"{segments} data segments are above seg_max {self.config.seg_max}")
+
+    def _segments(self, data: int) -> int:
+        """Descriptors that so many bytes of data add to a request."""
+        header = RESPONSE_FIXED + self.config.sense_size
+        return len(self._room(header, data)) - len(self._room(header))
+
+    def max_transfer(self, block: int) -> int:
+        """Most blocks of `block` bytes that a command may move: max_sectors, seg_max and the ring
+        bound it. A driver that does not obey them takes all disks for 0xFFFF sectors, as Linux's
+        first one did."""
+        if not self.options.obey_limits:
+            return OLD_MAX_SECTORS * SECTOR // block
+        most = min(self.config.seg_max, self.queues[REQUEST_QUEUE].ring.layout.size - 2)
+        candidates = range(1, self.config.max_sectors * SECTOR // block + 1)
+        return bisect_right(candidates, most, key=lambda blocks: self._segments(blocks * block))
 
     def next_tag(self) -> int:
         """An id for a request made by hand."""

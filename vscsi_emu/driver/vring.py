@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from vscsi_emu.driver.dma import DmaAllocator, DmaMemory
+from vscsi_emu.driver.dma import Direction, DmaAllocator, DmaMemory
 
 MAX_SIZE: Final = 32768
 DESC_F_NEXT: Final = 1
@@ -59,17 +59,21 @@ class RingLayout:
         """Three parts apart, each aligned as 2.7.1 says."""
         return cls(
             size,
-            allocator.alloc(16 * size, 16),
-            allocator.alloc(6 + 2 * size, 2),
-            allocator.alloc(6 + 8 * size, 4),
+            allocator.alloc_coherent(16 * size, 16),
+            allocator.alloc_coherent(6 + 2 * size, 2),
+            allocator.alloc_coherent(6 + 8 * size, 4),
         )
 
     @classmethod
     def legacy(cls, allocator: DmaAllocator, size: int, align: int = LEGACY_ALIGN) -> "RingLayout":
-        """One contiguous block: descriptors, available, padding to `align`, used (2.7.2)."""
-        front = -(-(16 * size + 6 + 2 * size) // align) * align
-        base = allocator.alloc(front + -(-(6 + 8 * size) // align) * align, align)
-        return cls(size, base, base + 16 * size, base + front)
+        """A block of its own, laid out as `contiguous` does."""
+        length = _front(size, align) + -(-(6 + 8 * size) // align) * align
+        return cls.contiguous(size, allocator.alloc_coherent(length, align), align)
+
+    @classmethod
+    def contiguous(cls, size: int, base: int, align: int = LEGACY_ALIGN) -> "RingLayout":
+        """One block at `base`: descriptors, available, padding to `align`, used (2.7.2)."""
+        return cls(size, base, base + 16 * size, base + _front(size, align))
 
     def descriptor(self, index: int) -> int:
         return self.desc + DESCRIPTOR.size * index
@@ -105,6 +109,11 @@ class RingLayout:
         return self.device + 4 + USED_ELEMENT.size * self.size
 
 
+def _front(size: int, align: int) -> int:
+    """Bytes of a legacy ring before its used ring."""
+    return -(-(16 * size + 6 + 2 * size) // align) * align
+
+
 def needs_event(event: int, new: int, old: int) -> bool:
     """Whether going from index `old` to `new` passes `event` (2.7.7, vring_need_event)."""
     return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF
@@ -114,7 +123,7 @@ def needs_event(event: int, new: int, old: int) -> bool:
 class _Chain:
     descriptors: list[int]
     writable: int
-    table: int | None
+    table: Segment | None
 
 
 class SplitRing:
@@ -204,10 +213,11 @@ class SplitRing:
         entries = [(s.address, s.length, f) for s, f in zip(segments, flags, strict=True)]
         table = None
         if tabled:
-            table = self._allocator.alloc(DESCRIPTOR.size * len(entries[split:]))
-            self._memory.write(table, _linked(entries[split:], range(len(entries) - split)))
             size = DESCRIPTOR.size * len(entries[split:])
-            entries[split:] = [(table, size, DESC_F_INDIRECT)]
+            table = Segment(self._allocator.alloc(size), size)
+            self._memory.write(table.address, _linked(entries[split:], range(len(entries) - split)))
+            self._allocator.map(*table, Direction.TO_DEVICE)
+            entries[split:] = [(*table, DESC_F_INDIRECT)]
         indices, self._free = self._free[:needed], self._free[needed:]
         raw = _linked(entries, indices)
         for i, index in enumerate(indices):
@@ -251,7 +261,8 @@ class SplitRing:
             raise RingBroken(f"{length} bytes used of a buffer with {chain.writable} writable")
         self._free += chain.descriptors
         if chain.table is not None:
-            self._allocator.free(chain.table)
+            self._allocator.unmap(*chain.table, Direction.TO_DEVICE)
+            self._allocator.free(chain.table.address)
         self._used = (self._used + 1) & 0xFFFF
         return Used(head, length)
 

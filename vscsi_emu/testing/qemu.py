@@ -84,16 +84,16 @@ class QemuGuest(LinuxGuest):
         for name in PROGRAMS:
             _program(name)
         cloud_kernel()
-        _emulator()
+        emulator()
 
     def _prepare(self, directory: Path, script: str, output: int) -> Launch:
         kernel = cloud_kernel()
         (directory / "script").write_text(script)
-        emulator, environment, firmware = _emulator()
+        program, environment, firmware = emulator()
         memory = f"memory-backend-memfd,id=ram,size={self._memory_mib}M,share=on"
         return Launch(
             [
-                str(emulator),
+                str(program),
                 *firmware,
                 *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
                 *("-machine", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max"),
@@ -121,7 +121,7 @@ class QemuGuest(LinuxGuest):
         return arguments
 
 
-def _emulator() -> tuple[Path, dict[str, str], list[str]]:
+def emulator() -> tuple[Path, dict[str, str], list[str]]:
     """QEMU itself, its environment, and where it finds its firmware."""
     if installed := shutil.which(
         "qemu-system-x86_64", path=f"{os.environ.get('PATH', '')}:/usr/bin"

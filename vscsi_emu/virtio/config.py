@@ -11,6 +11,12 @@ ByteOrder = Literal["<", ">"]
 
 _LAYOUT: Final = "IIIIIIIHHI"
 SIZE: Final = struct.calcsize("<" + _LAYOUT)
+FIELDS: Final = tuple(
+    (struct.calcsize("<" + _LAYOUT[:i]), struct.calcsize("<" + kind))
+    for i, kind in enumerate(_LAYOUT)
+)
+"""(offset, size) of each field, in bytes: where registers hold the structure, a driver accesses
+each at its width."""
 
 DEFAULT_SENSE_SIZE: Final = 96
 DEFAULT_CDB_SIZE: Final = 32

@@ -38,6 +38,10 @@ impl Interrupt {
         self.0.config_changed();
     }
 
+    fn notify_config(&self) {
+        self.0.notify_config();
+    }
+
     fn change_generation(&self) {
         self.0.change_generation();
     }

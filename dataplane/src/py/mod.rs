@@ -65,7 +65,7 @@ mod dataplane {
     #[pymodule_export]
     use super::port::Port;
     #[pymodule_export]
-    use super::queue::{Notifier, Queue};
+    use super::queue::{Call, Notifier, Queue};
     #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]
@@ -89,12 +89,6 @@ mod dataplane {
             module.add(name, value)?;
         }
         Ok(())
-    }
-
-    /// Signals an eventfd or pipe that another process handed over; never blocks.
-    #[pyfunction]
-    fn signal(fd: i32) -> PyResult<()> {
-        queue::call(fd).map(|call| call.signal())
     }
 
     /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6 4.4.

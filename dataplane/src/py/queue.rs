@@ -9,7 +9,7 @@ use super::memory::GuestMemory;
 use super::port::Port;
 use super::worker::Worker;
 use super::{by_identity, RingError};
-use crate::event::{Call, Kick};
+use crate::event::{self, Kick};
 use crate::notifier;
 use crate::ring::RingConfig;
 use crate::worker::{Kind, QueueConfig, QueueRef};
@@ -36,9 +36,24 @@ fn kick(fd: i32) -> PyResult<Option<Kick>> {
         .map_err(|error| PyValueError::new_err(format!("kick descriptor: {error}")))
 }
 
-pub fn call(fd: i32) -> PyResult<Call> {
-    Call::new(borrow(fd)?)
+fn call(fd: i32) -> PyResult<event::Call> {
+    event::Call::new(borrow(fd)?)
         .map_err(|error| PyValueError::new_err(format!("call descriptor: {error}")))
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Call(event::Call);
+
+#[pymethods]
+impl Call {
+    #[new]
+    fn new(fd: i32) -> PyResult<Self> {
+        Ok(Self(call(fd)?))
+    }
+
+    fn signal(&self) {
+        self.0.signal();
+    }
 }
 
 /// Used once: a queue takes it over.

@@ -132,7 +132,7 @@ impl Cdb {
         let number = |(at, bytes): (u8, u8)| {
             cdb[usize::from(at)..][..usize::from(bytes)]
                 .iter()
-                .fold(0, |number: u64, &byte| number << 8 | u64::from(byte))
+                .fold(0, |number: u64, &byte| (number << 8) | u64::from(byte))
         };
         let (mut lba, mut count, mut flags) = (number(format.lba), number(format.count), cdb[1]);
         if format.len == SIX.len {
@@ -163,7 +163,7 @@ impl Cdb {
 
     /// BYTCHK of VERIFY and WRITE AND VERIFY.
     pub fn bytchk(&self) -> u8 {
-        self.flags >> 1 & 3
+        (self.flags >> 1) & 3
     }
 
     /// NDOB exists in WRITE SAME (16) only.

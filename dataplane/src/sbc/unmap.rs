@@ -72,7 +72,7 @@ fn parse(policy: &LunPolicy, list: &[u8]) -> Result<Vec<Extent>, SenseInfo> {
         let number = |range: std::ops::Range<usize>| {
             descriptor[range]
                 .iter()
-                .fold(0, |number: u64, &byte| number << 8 | u64::from(byte))
+                .fold(0, |number: u64, &byte| (number << 8) | u64::from(byte))
         };
         let (lba, count) = (number(0..8), number(8..12));
         let out_of_range = || LBA_OUT_OF_RANGE.parameter_field(at);

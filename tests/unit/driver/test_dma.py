@@ -32,7 +32,7 @@ def test_ranges_never_overlap_and_all_comes_back(steps: list[tuple[int, int, boo
             address = allocator.alloc(size, align)
         except DmaExhausted:
             continue
-        size = max(size, 1)
+        size = -(-max(size, 1) // align) * align
         assert address % align == 0
         assert address >= 0x1000
         assert address + size <= 0x1000 + 8192

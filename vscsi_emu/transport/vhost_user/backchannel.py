@@ -51,7 +51,6 @@ class Backchannel:
                     await self._request(message, payload)
         except (ConnectionError, vu.WireError) as error:
             log.warning("%s: back-end channel lost: %s", self._name, error)
-        finally:
             self._channel.close()
 
     async def _request(self, message: vu.MessageType, payload: vu.Payload) -> None:
@@ -72,3 +71,5 @@ class Backchannel:
         self._task.cancel()
         # Not by suppressing CancelledError: that could be our own, of a server that is told to end.
         await asyncio.gather(self._task, return_exceptions=True)
+        # Not in the task, which may never have begun.
+        self._channel.close()

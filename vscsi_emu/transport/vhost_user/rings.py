@@ -9,12 +9,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
-from vscsi_emu.transport.vhost_user.err_fd import ErrFd
 from vscsi_emu.transport.vhost_user.errors import RefusedError, WireError
 from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
-    from vscsi_emu._dataplane import GuestMemory, Notifier, Queue
+    from vscsi_emu._dataplane import Call, GuestMemory, Notifier, Queue
     from vscsi_emu.hba import Hba
     from vscsi_emu.virtio.vhost_user import VringAddr
 
@@ -36,7 +35,8 @@ class Vring:
         self.call_set = False
         """SET_VRING_CALL was received; without it calls go in-band, if that was negotiated."""
         self.call_fd = -1
-        self.err_fd: ErrFd | None = None
+        self.error: Call | None = None
+        """What SET_VRING_ERR wants signalled."""
         self.queue: Queue | None = None
 
     @property
@@ -47,11 +47,6 @@ class Vring:
         """Takes over `fd`; -1: the front end polls."""
         _close(self.call_fd)
         self.call_fd, self.call_set = fd, True
-
-    def set_err_fd(self, err_fd: ErrFd | None) -> None:
-        if self.err_fd:
-            self.err_fd.close()
-        self.err_fd = err_fd
 
 
 class Rings:
@@ -164,15 +159,14 @@ class Rings:
         if ring is None:
             return None
         log.warning("%s: ring %d is broken and was stopped: %s", self._name, ring.index, text)
-        if ring.err_fd is None:
+        if ring.error is None:
             return ring
-        ring.err_fd.signal()
+        ring.error.signal()
         return None
 
     def close(self) -> None:
         for ring in self._rings:
             _close(ring.call_fd)
-            ring.set_err_fd(None)
 
     def _start(self, ring: Vring, kick_fd: int, *, poll: bool = False) -> None:
         if not ring.size or ring.addresses is None:

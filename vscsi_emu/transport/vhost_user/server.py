@@ -98,11 +98,14 @@ def adopt(fd: int) -> socket.socket:
 class VhostUserServer:
     """Serves an HBA on a socket that listens, or is connected already (`--fd`)."""
 
-    def __init__(self, hba: Hba, sock: socket.socket, *, path: str | None = None) -> None:
-        """`path`, if given, is removed when the server closes."""
+    def __init__(
+        self, hba: Hba, sock: socket.socket, *, path: str | None = None, in_band: bool = False
+    ) -> None:
+        """`path`, if given, is removed when the server closes. `in_band`: see `Session`."""
         sock.setblocking(False)
         self._hba = hba
         self._socket = sock
+        self._in_band = in_band
         self._path = path
         self._inode = os.stat(path).st_ino if path else None
         self._name = path or f"fd {sock.fileno()}"
@@ -111,15 +114,18 @@ class VhostUserServer:
         """Until cancelled, or, on a socket that came connected, until its front end leaves."""
         try:
             if not self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):
-                await Session(self._socket.dup(), self._hba, name=self._name).run()
+                await self._session(self._socket.dup()).run()
                 return
             loop = asyncio.get_running_loop()
             while True:
                 # The next front end waits in the backlog until this one has left.
                 connection, _ = await loop.sock_accept(self._socket)
-                await Session(connection, self._hba, name=self._name).run()
+                await self._session(connection).run()
         finally:
             self.close()
+
+    def _session(self, connection: socket.socket) -> Session:
+        return Session(connection, self._hba, name=self._name, in_band=self._in_band)
 
     def close(self) -> None:
         """Stops listening and removes the socket, if it is still ours."""

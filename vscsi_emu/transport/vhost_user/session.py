@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,7 +13,6 @@ from vscsi_emu import _dataplane
 from vscsi_emu.hba import FeatureError
 from vscsi_emu.transport.vhost_user.backchannel import Backchannel
 from vscsi_emu.transport.vhost_user.channel import Channel
-from vscsi_emu.transport.vhost_user.err_fd import ErrFd
 from vscsi_emu.transport.vhost_user.errors import RefusedError, WireError
 from vscsi_emu.transport.vhost_user.rings import Rings
 from vscsi_emu.virtio import vhost_user as vu
@@ -32,7 +32,6 @@ PROTOCOL_FEATURES: Final = (
     | ProtocolFeature.BACKEND_REQ
     | ProtocolFeature.CONFIG
     | ProtocolFeature.RESET_DEVICE
-    | ProtocolFeature.INBAND_NOTIFICATIONS
     | ProtocolFeature.CONFIGURE_MEM_SLOTS
     | ProtocolFeature.STATUS
     | ProtocolFeature.GPA_ADDRESSES
@@ -47,13 +46,18 @@ CONFIG_MIGRATION: Final = 1
 class Session:
     """The state machine of one connection."""
 
-    def __init__(self, connection: socket.socket, hba: Hba, *, name: str) -> None:
-        """`name` begins this session's log lines."""
+    def __init__(
+        self, connection: socket.socket, hba: Hba, *, name: str, in_band: bool = False
+    ) -> None:
+        """`name` begins this session's log lines. `in_band`: offer in-band notifications."""
         self._channel = Channel(connection)
         self._hba = hba
         self._name = name
         self._memory = _dataplane.GuestMemory()
         self._rings = Rings(hba, self._memory, name)
+        self._offered = PROTOCOL_FEATURES
+        if in_band:
+            self._offered |= ProtocolFeature.INBAND_NOTIFICATIONS
         self._protocol = ProtocolFeature(0)
         self._backchannel: Backchannel | None = None
         self._config_changed = False
@@ -75,6 +79,8 @@ class Session:
                     await self._serve(packet)
                 finally:
                     packet.close()
+                # A front end that sends without a pause must not keep the loop to itself.
+                await asyncio.sleep(0)
             gone = True
         except (WireError, RefusedError) as error:
             log.error("%s: session ended: %s", self._name, error)
@@ -146,7 +152,7 @@ class Session:
 
     def _require(self, message: vu.MessageType) -> None:
         # Some requests may be sent as soon as their feature was offered.
-        features = PROTOCOL_FEATURES if message.offer_suffices else self._protocol
+        features = self._offered if message.offer_suffices else self._protocol
         if message.needs not in features:
             raise WireError(f"{message} came without {message.needs.name}")
 
@@ -177,10 +183,10 @@ class Session:
             self._rings.enable_all()
 
     async def _get_protocol_features(self, _payload: vu.Empty, _packet: vu.Packet) -> vu.U64:
-        return vu.U64(PROTOCOL_FEATURES)
+        return vu.U64(self._offered)
 
     async def _set_protocol_features(self, payload: vu.U64, _packet: vu.Packet) -> None:
-        if unoffered := payload.value & ~int(PROTOCOL_FEATURES):
+        if unoffered := payload.value & ~int(self._offered):
             raise WireError(f"SET_PROTOCOL_FEATURES: bits {unoffered:#x} were not offered")
         wanted = ProtocolFeature(payload.value)
         needed = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
@@ -258,15 +264,10 @@ class Session:
 
     async def _set_vring_err(self, payload: vu.VringFd, packet: vu.Packet) -> None:
         ring = self._rings[payload.index]
-        if not packet.fds:
-            ring.set_err_fd(None)
-            return
         try:
-            err_fd = ErrFd(packet.fds[0])
+            ring.error = _dataplane.Call(packet.fds[0]) if packet.fds else None
         except ValueError as error:
             raise RefusedError(f"ring {ring.index}: {error}") from None
-        packet.take_fds()
-        ring.set_err_fd(err_fd)
 
     async def _set_vring_enable(self, payload: vu.VringState, _packet: vu.Packet) -> None:
         if payload.num not in (0, 1):

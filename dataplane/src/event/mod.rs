@@ -1,9 +1,13 @@
 //! Descriptors that wake somebody: an eventfd of ours, and those a front end hands over.
 
+mod aio;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
+
+use aio::Aio;
 
 /// A non-blocking eventfd of our own.
 pub struct Event(OwnedFd);
@@ -46,6 +50,8 @@ enum Kind {
     Eventfd,
     /// The pipe, opened anew: O_NONBLOCK is then ours alone.
     Pipe(File),
+    /// Of stream type (User-Mode Linux wants calls there).
+    Socket,
 }
 
 /// A descriptor that a front end handed over. It may be of any kind and may block.
@@ -70,10 +76,15 @@ impl Foreign {
                     .custom_flags(libc::O_NONBLOCK)
                     .open(&path)?,
             )
+        } else if std::fs::metadata(&path)?.file_type().is_socket() {
+            Kind::Socket
         } else {
             return Err(io::Error::new(
                 io::ErrorKind::InvalidInput,
-                format!("{} is neither an eventfd nor a pipe", link.display()),
+                format!(
+                    "{} is neither an eventfd nor a pipe or socket",
+                    link.display()
+                ),
             ));
         };
         Ok(Self { fd, kind })
@@ -91,16 +102,20 @@ impl Kick {
 
     /// Makes room in a pipe, so that the driver can kick again.
     pub fn clear(&self) {
-        if let Kind::Pipe(pipe) = &self.0.kind {
-            let mut sink = [0u8; 4096];
-            // A pipe holds 64 KiB by default, 1 MiB at most.
-            for _ in 0..256 {
-                // SAFETY: reads into `sink`, without blocking.
-                let got =
-                    unsafe { libc::read(pipe.as_raw_fd(), sink.as_mut_ptr().cast(), sink.len()) };
-                if got <= 0 {
-                    break;
-                }
+        let mut sink = [0u8; 4096];
+        // A pipe or socket holds 1 MiB at most, unless an administrator raised that.
+        for _ in 0..256 {
+            let (data, size) = (sink.as_mut_ptr().cast(), sink.len());
+            // SAFETY: both read at most `size` bytes into `sink`, without blocking.
+            let got = match &self.0.kind {
+                Kind::Eventfd => return,
+                Kind::Pipe(pipe) => unsafe { libc::read(pipe.as_raw_fd(), data, size) },
+                Kind::Socket => unsafe {
+                    libc::recv(self.0.fd.as_raw_fd(), data, size, libc::MSG_DONTWAIT)
+                },
+            };
+            if got <= 0 {
+                return;
             }
         }
     }
@@ -109,29 +124,36 @@ impl Kick {
 impl AsFd for Kick {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.0.kind {
-            Kind::Eventfd => self.0.fd.as_fd(),
+            Kind::Eventfd | Kind::Socket => self.0.fd.as_fd(),
             Kind::Pipe(pipe) => pipe.as_fd(),
         }
     }
 }
 
-/// What a driver wants signalled.
-pub struct Call(Foreign);
+/// What a driver wants signalled. Never blocks, however full it is.
+pub struct Call {
+    foreign: Foreign,
+    /// For an eventfd without O_NONBLOCK, a flag that is not ours to set: it would change the
+    /// front end's reads too.
+    aio: Option<Aio>,
+}
 
 impl Call {
     pub fn new(fd: BorrowedFd<'_>) -> io::Result<Self> {
-        Foreign::new(fd, true).map(Self)
+        let foreign = Foreign::new(fd, true)?;
+        // SAFETY: only asks for flags.
+        let flags = unsafe { libc::fcntl(foreign.fd.as_raw_fd(), libc::F_GETFL) };
+        let blocks = matches!(foreign.kind, Kind::Eventfd) && flags & libc::O_NONBLOCK == 0;
+        // Without kernel AIO (a sandbox) `signal` is left with a look before it writes.
+        let aio = if blocks { Aio::new().ok() } else { None };
+        Ok(Self { foreign, aio })
     }
 
-    /// Never blocks on a pipe or on an eventfd with O_NONBLOCK. The flag is not ours to set on
-    /// the front end's eventfd (it would change its reads too), so a blocking one is asked first;
-    /// a front end that fills it in between blocks only the queues of its own worker, until it
-    /// leaves.
     pub fn signal(&self) {
-        match &self.0.kind {
-            Kind::Pipe(pipe) => add_one(pipe.as_raw_fd()),
-            Kind::Eventfd => {
-                let fd = self.0.fd.as_raw_fd();
+        let fd = self.foreign.fd.as_raw_fd();
+        match (&self.foreign.kind, &self.aio) {
+            (Kind::Eventfd, Some(aio)) => aio.signal(fd),
+            (Kind::Eventfd, None) => {
                 let mut poll = libc::pollfd {
                     fd,
                     events: libc::POLLOUT,
@@ -142,6 +164,13 @@ impl Call {
                     add_one(fd);
                 }
             }
+            (Kind::Pipe(pipe), _) => add_one(pipe.as_raw_fd()),
+            (Kind::Socket, _) => {
+                let one = 1u64.to_ne_bytes();
+                let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+                // SAFETY: 8 bytes from `one`. A full or closed socket wakes nobody we know.
+                unsafe { libc::send(fd, one.as_ptr().cast(), 8, flags) };
+            }
         }
     }
 }
@@ -150,14 +179,44 @@ impl Call {
 mod tests {
     use super::*;
 
+    fn read(fd: &OwnedFd) -> u64 {
+        let mut value = 0u64;
+        // SAFETY: 8 bytes into `value`.
+        assert_eq!(
+            unsafe { libc::read(fd.as_raw_fd(), (&raw mut value).cast(), 8) },
+            8
+        );
+        value
+    }
+
+    fn write(fd: &OwnedFd, value: u64) {
+        // SAFETY: 8 bytes from `value`.
+        assert_eq!(
+            unsafe { libc::write(fd.as_raw_fd(), (&raw const value).cast(), 8) },
+            8
+        );
+    }
+
     #[test]
-    fn a_full_blocking_eventfd_does_not_block_us() {
-        // SAFETY: plain system calls on our own descriptor.
-        let fd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, 0)) };
-        let full = u64::MAX - 1;
-        // SAFETY: as above.
-        unsafe { libc::write(fd.as_raw_fd(), (&raw const full).cast(), 8) };
-        Call::new(fd.as_fd()).unwrap().signal();
+    fn an_eventfd_counts_what_it_is_told_and_a_full_one_blocks_nobody() {
+        for flags in [0, libc::EFD_NONBLOCK] {
+            // SAFETY: plain system call, a descriptor of our own.
+            let fd = unsafe { OwnedFd::from_raw_fd(libc::eventfd(0, flags)) };
+            let call = Call::new(fd.as_fd()).unwrap();
+            assert_eq!(
+                call.aio.is_some(),
+                flags == 0,
+                "kernel AIO where it may block"
+            );
+            for _ in 0..3 {
+                call.signal();
+            }
+            assert_eq!(read(&fd), 3);
+            write(&fd, u64::MAX - 1);
+            for _ in 0..3 {
+                call.signal();
+            }
+        }
     }
 
     #[test]
@@ -173,6 +232,18 @@ mod tests {
             call.signal();
         }
         Kick::new(read.as_fd()).unwrap().clear();
+    }
+
+    #[test]
+    fn a_full_blocking_socket_does_not_block_us() {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair().unwrap();
+        let call = Call::new(ours.as_fd()).unwrap();
+        for _ in 0..200_000 {
+            call.signal();
+        }
+        Kick::new(theirs.as_fd()).unwrap().clear();
+        drop(theirs);
+        call.signal();
     }
 
     #[test]

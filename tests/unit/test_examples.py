@@ -1,0 +1,52 @@
+"""Examples that need no guest of their own: each is run, and what documentation shows of it."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "examples" / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses look themselves up there
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def dma_coherency() -> ModuleType:
+    return load("dma_coherency")
+
+
+def test_the_coherency_matrix_is_as_the_rules_say_and_as_the_documentation_shows(
+    dma_coherency: ModuleType,
+) -> None:
+    rows = [dma_coherency.HEADINGS]
+    for case in dma_coherency.cases():
+        outcome = dma_coherency.run(case)
+        assert dma_coherency.as_expected(case, outcome), f"{case}: {outcome}"
+        rows.append(dma_coherency.cells(case, outcome))
+
+    text = (ROOT / "docs" / "dma-coherency.md").read_text()
+    shown = [line for line in text.splitlines() if line.startswith("|") and "---" not in line]
+    assert [tuple(c.strip() for c in line[1:-1].split("|")) for line in shown] == rows
+
+
+def test_a_row_that_comes_out_otherwise_fails_the_example(
+    dma_coherency: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    case = next(dma_coherency.cases())
+    monkeypatch.setattr(dma_coherency, "cases", lambda: iter([case]))
+    assert dma_coherency.main() == 0
+    monkeypatch.setattr(dma_coherency, "run", lambda _: dma_coherency.Outcome("hang", None))
+    assert dma_coherency.main() == 1
+    assert "1 rows are not as the rules say" in capsys.readouterr().out

@@ -1,0 +1,167 @@
+"""HBAs in this process, for guests that are threads: registers on a bus, RAM, no event loop to run.
+
+The control thread that is started here runs the loop; loads and stores may come from any other.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import threading
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Final, TypeVar
+
+from vscsi_emu import _dataplane
+from vscsi_emu.service import Service
+from vscsi_emu.transport.mmio import REGION_SIZE, MmioBus, MmioTransport
+from vscsi_emu.virtio.mmio_registers import MODERN
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from types import TracebackType
+    from typing import Self
+
+    from vscsi_emu._dataplane import GuestMemory, Interrupt
+    from vscsi_emu.config import Config
+    from vscsi_emu.hba import Hba
+    from vscsi_emu.virtio.config import ByteOrder
+    from vscsi_emu.virtio.mmio import MmioDevice
+
+T = TypeVar("T")
+
+BASE: Final = 0xFEB0_0000
+"""Address of the first device, beyond the RAM that a guest has by default."""
+RAM: Final = 64 << 20
+"""Bytes, from address 0."""
+_STOP_SECONDS: Final = 60.0
+
+
+class Slot:
+    """One HBA as a guest's CPU reaches it: loads, stores and an interrupt line."""
+
+    def __init__(self, machine: InProcess, base: int, hba: Hba, transport: MmioTransport) -> None:
+        self.base = base
+        self.hba = hba
+        """For `InProcess.call` only."""
+        self.device: MmioDevice = transport.device
+        self.interrupt: Interrupt = transport.interrupt
+        self.memory: GuestMemory = machine.memory
+        self.transport = transport
+        self._machine = machine
+
+    def read(self, address: int, size: int) -> int:
+        return self._machine.bus.read(address, size)
+
+    def write(self, address: int, size: int, value: int) -> None:
+        self._machine.bus.write(address, size, value)
+
+    def wait_interrupt(self, timeout: float) -> bool:
+        """Whether the line is asserted, now or within `timeout` seconds. One thread may wait."""
+        self.interrupt.clear()
+        if not self.interrupt.level:
+            poller = select.poll()
+            poller.register(self.interrupt.fileno(), select.POLLIN)
+            poller.poll(max(0.0, timeout) * 1000)
+        return self.interrupt.level
+
+
+class InProcess:
+    """What a `Config` names, on a bus of its own; each HBA in a slot, in the order of the config.
+
+    A context manager: threads that drive a device must have ended before it is left.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        version: int = MODERN,
+        byte_order: ByteOrder = "<",
+        memory: GuestMemory | None = None,
+        base: int = BASE,
+        workers: int | None = None,
+        io_uring: bool = True,
+    ) -> None:
+        """`version`, `byte_order`: as for `MmioTransport`. `memory`: the guest's; 64 MiB from
+        address 0 by default. `base`: of the first slot; the others follow, 512 bytes each.
+        Raises `service.StartError` when entered."""
+        self.bus = MmioBus()
+        self.memory = memory or _dataplane.GuestMemory.anonymous(RAM)
+        self.slots: tuple[Slot, ...] = ()
+        self._service = Service(config, workers=workers, io_uring=io_uring)
+        self._version, self._byte_order, self._base = version, byte_order, base
+        self._loop: asyncio.AbstractEventLoop | None = None
+        """While it runs."""
+        self._stop = asyncio.Event()
+        self._ready: Future[None] = Future()
+        self._thread = threading.Thread(target=self._run, name="vscsi-control", daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        try:
+            self._ready.result()
+        except BaseException:
+            self._join()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._loop:
+            self._loop.call_soon_threadsafe(self._stop.set)
+        self._join()
+
+    def call(self, work: Callable[[], Coroutine[object, object, T]], *, timeout: float = 10.0) -> T:
+        """Runs `work()` on the event loop; its result. `TimeoutError` after `timeout` seconds.
+
+        `RuntimeError` on the loop's own thread, which would wait for itself: await there.
+        """
+        loop = self._loop
+        if loop is None:
+            raise RuntimeError("the control thread is not running; use `with InProcess(…)`")
+        if threading.current_thread() is self._thread:
+            raise RuntimeError("this is the event loop's own thread; await the coroutine instead")
+        future = asyncio.run_coroutine_threadsafe(work(), loop)
+        try:
+            return future.result(timeout)
+        except TimeoutError:
+            future.cancel()
+            raise
+
+    def _join(self) -> None:
+        self._thread.join(_STOP_SECONDS)
+        if self._thread.is_alive():
+            raise TimeoutError(f"the control thread did not end within {_STOP_SECONDS:g} s")
+
+    def _run(self) -> None:
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        transports: list[MmioTransport] = []
+        try:
+            async with self._service as service:
+                try:
+                    for number, hba in enumerate(service.hbas):
+                        transport = MmioTransport(
+                            hba, self.memory, version=self._version, byte_order=self._byte_order
+                        )
+                        transports.append(transport)
+                        base = self._base + number * REGION_SIZE
+                        self.bus.map(base, transport.device)
+                        self.slots += (Slot(self, base, hba, transport),)
+                    self._loop = asyncio.get_running_loop()
+                    self._ready.set_result(None)
+                    await self._stop.wait()
+                finally:
+                    self._loop = None
+                    for slot in self.slots:
+                        self.bus.unmap(slot.base)
+                    await asyncio.gather(*(transport.close() for transport in transports))
+        except BaseException as error:
+            if self._ready.done():
+                raise
+            self._ready.set_exception(error)
