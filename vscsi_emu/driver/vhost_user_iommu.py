@@ -5,11 +5,13 @@ mapped is mapped: rings as long as they exist, buffers as long as the device has
 """
 
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from socket import socket
 from typing import Final
 
-from vscsi_emu.driver.coherency.iommu import PAGE, Iommu, IommuFault, Permission
+from vscsi_emu.driver.coherency.iommu import PAGE, Iommu, Permission
 from vscsi_emu.driver.dma import Direction, DmaAllocator
 from vscsi_emu.driver.front_end import FrontEnd
 from vscsi_emu.driver.vhost_user import USER_OFFSET, VhostUserBus
@@ -72,18 +74,11 @@ class IommuFrontEnd(FrontEnd):
 
     def _answer(self, miss: IotlbMessage) -> int:
         page = miss.iova - miss.iova % PAGE
-        allowed = Permission(0)
-        physical = 0
-        for wanted in Permission:
-            try:
-                ((physical, _),) = self.iommu.translate(page, PAGE, wanted)
-            except IommuFault:
-                continue
-            allowed |= wanted
+        allowed = self.iommu.allowed(page)
         if not allowed:
             return 1
-        user = USER_OFFSET + physical
-        update = IotlbMessage(page, PAGE, user, allowed, IotlbType.UPDATE)
+        ((physical, _),) = self.iommu.translate(page, PAGE, allowed)
+        update = IotlbMessage(page, PAGE, USER_OFFSET + physical, allowed, IotlbType.UPDATE)
         self._unanswered.append(False)
         self.send_raw(vu.IOTLB_MSG.encode(update))
         return 0
@@ -104,15 +99,22 @@ class IommuAllocator(DmaAllocator):
         return address
 
     def map(self, address: int, length: int, direction: Direction) -> None:
-        self._front_end.iommu.map(address, address, length, _OF[direction])
+        with self._changed(address, length):
+            self._front_end.iommu.map(address, address, length, _OF[direction])
 
     def unmap(self, address: int, length: int, direction: Direction) -> None:
-        permission = _OF[direction]
-        self._front_end.iommu.unmap(address, length, permission)
-        for page in range(address - address % PAGE, address + length, PAGE):
-            try:
-                self._front_end.iommu.translate(page, PAGE, permission)
-            except IommuFault:
+        with self._changed(address, length):
+            self._front_end.iommu.unmap(address, length, _OF[direction])
+
+    @contextmanager
+    def _changed(self, address: int, length: int) -> Iterator[None]:
+        """Takes pages back from the device that were mapped and are now mapped otherwise."""
+        iommu = self._front_end.iommu
+        pages = range(address - address % PAGE, address + length, PAGE)
+        before = [iommu.allowed(page) for page in pages]
+        yield
+        for page, allowed in zip(pages, before, strict=True):
+            if allowed and iommu.allowed(page) != allowed:
                 self._front_end.invalidate(page, PAGE)
 
 

@@ -139,8 +139,9 @@ class MmioTransport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         hba.byte_order = byte_order
-        self.device = MmioDevice(self, self.interrupt, version=version)
+        # First: what the device offers depends on it.
         hba.connect(self, iommu)
+        self.device = MmioDevice(self, self.interrupt, version=version)
 
     async def close(self) -> None:
         """After the device left its bus. The HBA may be connected again."""
