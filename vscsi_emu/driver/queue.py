@@ -87,16 +87,32 @@ class BufferQueue:
         done = []
         while (used := self.ring.pop()) is not None:
             ticket = self._tickets.pop(used.head)
-            for source in ticket.readable:
-                self._allocator.unmap(*source, Direction.TO_DEVICE)
-            for sink in ticket.writable:
-                self._allocator.unmap(*sink, Direction.FROM_DEVICE)
+            self._unmap(ticket)
             capacity = sum(s.length for s in ticket.writable)
             ticket.complete(used.length if self._trust_length else capacity)
-            for segment in (*ticket.readable, *ticket.writable):
-                self._allocator.free(segment.address)
+            self._free(ticket)
             done.append(ticket)
         return done
+
+    def abandon(self) -> list[Ticket]:
+        """Takes back all buffers unanswered, from a device that has let go of the ring (2.6.1)."""
+        lost = list(self._tickets.values())
+        for ticket in lost:
+            self._unmap(ticket)
+            self._free(ticket)
+        self._tickets.clear()
+        self.ring.abandon()
+        return lost
+
+    def _unmap(self, ticket: Ticket) -> None:
+        for source in ticket.readable:
+            self._allocator.unmap(*source, Direction.TO_DEVICE)
+        for sink in ticket.writable:
+            self._allocator.unmap(*sink, Direction.FROM_DEVICE)
+
+    def _free(self, ticket: Ticket) -> None:
+        for segment in (*ticket.readable, *ticket.writable):
+            self._allocator.free(segment.address)
 
     def _alloc(self, length: int, taken: list[int]) -> Segment:
         address = self._allocator.alloc(length, self._align)

@@ -178,6 +178,18 @@ class VirtioScsi:
             align=self.options.align,
         )
 
+    def restart_queue(self, index: int, size: int) -> BufferQueue:
+        """A new ring of `size` entries for a queue that the bus has reset (2.6.1); what was in
+        flight on it never comes back."""
+        old = self.queues[index]
+        for ticket in old.abandon():
+            self._forget(ticket)
+        for part in (old.ring.layout.desc, old.ring.layout.driver, old.ring.layout.device):
+            self.bus.allocator.free(part)
+        self.queues[index] = self._make_queue(size)
+        self.bus.start_queue(index, self.queues[index].ring.layout)
+        return self.queues[index]
+
     # ── Commands ────────────────────────────────────────────────────────────────────────────────
 
     def execute(
@@ -298,10 +310,13 @@ class VirtioScsi:
         """Takes back what the device used on a queue, notified or not."""
         tickets = self.queues[queue].reap()
         for ticket in tickets:
-            lun = self._commands.pop(ticket, None)
-            if lun is not None:
-                self._per_lun[lun] -= 1
+            self._forget(ticket)
         return tickets
+
+    def _forget(self, ticket: Ticket) -> None:
+        lun = self._commands.pop(ticket, None)
+        if lun is not None:
+            self._per_lun[lun] -= 1
 
     def _pump_until(
         self,

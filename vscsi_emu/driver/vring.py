@@ -260,11 +260,21 @@ class SplitRing:
         if self._trust_length and length > chain.writable:
             raise RingBroken(f"{length} bytes used of a buffer with {chain.writable} writable")
         self._free += chain.descriptors
+        self._free_table(chain)
+        self._used = (self._used + 1) & 0xFFFF
+        return Used(head, length)
+
+    def abandon(self) -> None:
+        """Frees the tables of chains in flight, from a device that has let go of the ring. The
+        ring's own memory stays its owner's; it is not used any more."""
+        for chain in self._chains.values():
+            self._free_table(chain)
+        self._chains.clear()
+
+    def _free_table(self, chain: _Chain) -> None:
         if chain.table is not None:
             self._allocator.unmap(*chain.table, Direction.TO_DEVICE)
             self._allocator.free(chain.table.address)
-        self._used = (self._used + 1) & 0xFFFF
-        return Used(head, length)
 
     def disable_notifications(self) -> None:
         """Asks for no used-buffer notifications: a hint, they may still come (2.7.7)."""

@@ -121,6 +121,7 @@ class MmioDevice:
             self._offered |= _TRANSPORT_FEATURES
         else:
             self._offered &= _ALL_ONES
+        self._log_level = logging.WARNING
         self._resetting = False
         self._clear()
         self._config = backend.read_config()
@@ -250,7 +251,9 @@ class MmioDevice:
         with self._lock:
             if self._resetting or Status.NEEDS_RESET in self._status:
                 return
-            log.warning("the device needs a reset: %s", reason)
+            # A guest may break it as often as it likes, but not fill the log.
+            log.log(self._log_level, "the device needs a reset: %s", reason)
+            self._log_level = logging.DEBUG
             self._status |= Status.NEEDS_RESET
             if Status.DRIVER_OK in self._status:
                 self.interrupt.notify_config()

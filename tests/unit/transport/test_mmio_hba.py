@@ -10,107 +10,20 @@ from typing import Literal
 
 import pytest
 
+from tests.unit.transport.cpu import FIRST, RUNNING, SECONDS, Cpu, machine
 from tests.unit.transport.ring import PENDING, Ring
 from vscsi_emu._dataplane import Command
-from vscsi_emu.config import from_arguments
 from vscsi_emu.hba import DEVICE_FEATURES
-from vscsi_emu.inprocess import InProcess, Slot
 from vscsi_emu.virtio.config import ScsiConfig
 from vscsi_emu.virtio.features import Feature, Status
 from vscsi_emu.virtio.mmio import Misuse
 from vscsi_emu.virtio.mmio_queue import QueueSetup
-from vscsi_emu.virtio.mmio_registers import LEGACY, MODERN, InterruptBit, Register
+from vscsi_emu.virtio.mmio_registers import LEGACY, InterruptBit, Register
 from vscsi_emu.virtio.scsi import Response
 
-SECONDS = 10.0
 SILENCE = 0.05
+"""Seconds in which nothing happens, where nothing may."""
 PAGE = 4096
-READY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
-RUNNING = READY | Status.DRIVER_OK
-FEATURES = Feature.VERSION_1 | Feature.RING_RESET
-FIRST = 2
-"""The first request queue."""
-
-
-class Cpu:
-    """Registers of one slot."""
-
-    def __init__(self, machine: InProcess, order: Literal["<", ">"] = "<") -> None:
-        self.machine = machine
-        self.slot: Slot = machine.slots[0]
-        self.order = order
-        self.base = self.slot.base
-        self.rings: dict[int, Ring] = {}
-
-    def get(self, register: int, size: int = 4) -> int:
-        return self.slot.read(self.base + register, size)
-
-    def set(self, register: int, value: int, size: int = 4) -> None:
-        self.slot.write(self.base + register, size, value)
-
-    @property
-    def status(self) -> int:
-        return self.get(Register.STATUS)
-
-    def until(self, register: Register, value: int) -> None:
-        deadline = time.monotonic() + SECONDS
-        while (seen := self.get(register)) != value:
-            assert time.monotonic() < deadline, f"{register.name} is {seen:#x}, not {value:#x}"
-            time.sleep(0.001)
-
-    def reset(self) -> None:
-        self.set(Register.STATUS, 0)
-        self.until(Register.STATUS, 0)
-
-    def negotiate(self, features: int = FEATURES) -> None:
-        self.set(Register.STATUS, Status.ACKNOWLEDGE | Status.DRIVER)
-        for word in range(2):
-            self.set(Register.DRIVER_FEATURES_SEL, word)
-            self.set(Register.DRIVER_FEATURES, features >> 32 * word & 0xFFFF_FFFF)
-        self.set(Register.STATUS, READY)
-        assert self.status == READY
-
-    def enable(self, index: int, size: int = 16, **parts: int) -> Ring:
-        """Queue `index` with its parts and buffers in 64 KiB of its own."""
-        block = (index + 1) << 16
-        places = {"desc": block, "driver": block + 0x4000, "device": block + 0x5000} | parts
-        setup = QueueSetup(size, **places)
-        self.set(Register.QUEUE_SEL, index)
-        self.set(Register.QUEUE_SIZE, setup.size)
-        for low, address in (
-            (Register.QUEUE_DESC_LOW, setup.desc),
-            (Register.QUEUE_DRIVER_LOW, setup.driver),
-            (Register.QUEUE_DEVICE_LOW, setup.device),
-        ):
-            self.set(low, address & 0xFFFF_FFFF)
-            self.set(low + 4, address >> 32)
-        self.set(Register.QUEUE_READY, 1)
-        return Ring(self.machine.memory, setup, block + 0x8000)
-
-    def run(self, features: int = FEATURES, index: int = FIRST) -> Ring:
-        """From reset to DRIVER_OK, with one request queue."""
-        self.negotiate(features)
-        ring = self.enable(index)
-        self.set(Register.STATUS, RUNNING)
-        return ring
-
-    def answered(self, ring: Ring, index: int = FIRST) -> None:
-        """A new request is answered, and an interrupt tells of it. BUSY and CHECK CONDITION are
-        answers too."""
-        number = ring.put()
-        self.set(Register.QUEUE_NOTIFY, index)
-        assert self.slot.wait_interrupt(SECONDS)
-        ring.wait(ring.published)
-        assert ring.response(number) == Response.OK
-        self.until(Register.INTERRUPT_STATUS, InterruptBit.USED_BUFFER)
-        self.set(Register.INTERRUPT_ACK, InterruptBit.USED_BUFFER)
-
-
-@contextmanager
-def machine(version: int = MODERN, order: Literal["<", ">"] = "<") -> Iterator[Cpu]:
-    config = from_arguments(["mem:1M"], queues=2)
-    with InProcess(config, version=version, byte_order=order, workers=1) as running:
-        yield Cpu(running, order)
 
 
 @pytest.fixture
@@ -339,8 +252,8 @@ def test_a_queue_is_reset_while_others_run(cpu: Cpu) -> None:
     assert cpu.get(Register.INTERRUPT_STATUS) == 0
     cpu.answered(other, FIRST + 1)
 
+    one.jump(0)
     again = cpu.enable(FIRST)
-    again.jump(0)
     cpu.answered(again)
     assert again.used == 1, "the used index starts anew, whatever the memory says"
 

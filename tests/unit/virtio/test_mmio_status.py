@@ -141,6 +141,19 @@ def test_a_reset_clears_queue_ready() -> None:
         assert guest.get(Register.QUEUE_READY) == 0
 
 
+def test_a_queue_that_stops_during_a_reset_shows_it_with_the_reset() -> None:
+    guest = Guest()
+    guest.run()
+    guest.enable(1)
+    guest.set(Register.QUEUE_READY, 0)
+    guest.set(Register.STATUS, 0)
+    guest.device.queue_stopped(1)
+    assert guest.get(Register.QUEUE_READY) == 1
+    guest.device.reset_done()
+    guest.set(Register.QUEUE_SEL, 1)
+    assert guest.get(Register.QUEUE_READY) == 0
+
+
 @pytest.mark.normative("mmio.reg.d5", "reset.d2")
 def test_a_reset_clears_the_interrupt_and_stays_silent() -> None:
     guest = Guest()
