@@ -7,6 +7,7 @@ use arc_swap::ArcSwap;
 use crate::engine::Engine;
 use crate::gate::{self, Gate};
 use crate::policy::LunPolicy;
+use crate::turn::Turns;
 
 /// Where a command goes; values are `ROUTE_*` in Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -77,6 +78,7 @@ pub struct Lu {
     pub engine: Arc<dyn Engine>,
     pub policy: ArcSwap<LunPolicy>,
     pub routes: RouteTable,
+    pub turns: Turns,
 }
 
 /// I_T_L nexus: one port's way to one logical unit.

@@ -15,4 +15,8 @@ pub struct LunPolicy {
     pub max_unmap_descriptors: u32,
     /// UNMAP and WRITE SAME with UNMAP deallocate; deallocated blocks read as zeros.
     pub unmap: bool,
+    pub max_compare_and_write_blocks: u32,
+    pub max_atomic_blocks: u32,
+    /// Of WRITE ATOMIC's length, and of its LBA (alignment).
+    pub atomic_granularity_blocks: u32,
 }

@@ -8,6 +8,7 @@ use crate::engine::Io;
 use crate::lu::Nexus;
 use crate::policy::LunPolicy;
 use crate::ring::Chain;
+use crate::turn::Turn;
 use crate::wire::CmdReq;
 
 /// Longest CDB (SPC-6 4.2.3: variable length, up to 260 bytes).
@@ -16,6 +17,8 @@ pub const MAX_CDB: usize = 260;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Free,
+    /// Waits for its turn on the logical unit.
+    Parked,
     /// In the inbox or with Python. Not yet decided: its nexus counts it as pending.
     Python,
     /// With the engine: guest memory is in use and the task cannot be cancelled.
@@ -62,6 +65,8 @@ pub struct Task {
     /// The engine call under way.
     pub io: Option<Io>,
     pub iov: Vec<iovec>,
+    /// Held on the logical unit until the task ends.
+    pub turn: Option<Turn>,
     /// Counted in its nexus's gate as pending.
     pub pending: bool,
     /// Bytes copied for Python, counted in the worker's budget.
@@ -92,6 +97,7 @@ impl Task {
             data_in_len: 0,
             io: None,
             iov: Vec::new(),
+            turn: None,
             pending: false,
             copied: 0,
             aborted: None,
@@ -126,7 +132,9 @@ impl Slab {
         task.state = State::Free;
         task.generation = task.generation.wrapping_add(1);
         task.chain.map = None;
-        task.nexus = None;
+        if let (Some(nexus), Some(turn)) = (task.nexus.take(), task.turn.take()) {
+            nexus.lu.turns.leave(turn);
+        }
         task.policy = None;
         task.io = None;
         task.pending = false;

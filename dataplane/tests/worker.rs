@@ -6,7 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use vscsi_dataplane::engine::file::FileEngine;
 use vscsi_dataplane::engine::memory::MemoryEngine;
+use vscsi_dataplane::engine::{Engine, Io, IoKind};
 use vscsi_dataplane::gate::{Gate, CLASS_ALL, CLASS_READ, CLASS_WRITE};
 use vscsi_dataplane::inbox::{Command, Inbox, Message, Notice};
 use vscsi_dataplane::lu::{Lu, Nexus, RouteTable};
@@ -16,6 +18,7 @@ use vscsi_dataplane::policy::LunPolicy;
 use vscsi_dataplane::port::Port;
 use vscsi_dataplane::ring::driver::{Buffer, DriverRing};
 use vscsi_dataplane::ring::{Little, RingConfig};
+use vscsi_dataplane::turn::Turns;
 use vscsi_dataplane::worker::{Kind, QueueConfig, QueueRef, Scope, Worker};
 
 const SIZE: u16 = 64;
@@ -25,9 +28,39 @@ const DEADLINE: Duration = Duration::from_secs(10);
 
 const READ_10: u8 = 0x28;
 const WRITE_10: u8 = 0x2a;
+const COMPARE_AND_WRITE: u8 = 0x89;
 const TEST_UNIT_READY: u8 = 0x00;
 
 const RESET: u8 = 4;
+
+/// A disk of 64 KiB.
+fn unit(engine: Arc<dyn Engine>) -> Arc<Lu> {
+    let mut routes = [0; 256];
+    routes[usize::from(READ_10)] = 1;
+    routes[usize::from(WRITE_10)] = 2;
+    routes[usize::from(COMPARE_AND_WRITE)] = 2;
+    let policy = LunPolicy {
+        block_size: 512,
+        blocks: 128,
+        write_protected: false,
+        write_cache: true,
+        descriptor_sense: false,
+        max_transfer_blocks: 0,
+        max_write_same_blocks: 0,
+        max_unmap_blocks: 0,
+        max_unmap_descriptors: 0,
+        unmap: false,
+        max_compare_and_write_blocks: 255,
+        max_atomic_blocks: 0,
+        atomic_granularity_blocks: 0,
+    };
+    Arc::new(Lu {
+        engine,
+        policy: ArcSwap::from_pointee(policy),
+        routes: RouteTable::new(&routes, &[]).unwrap(),
+        turns: Turns::default(),
+    })
+}
 
 /// One guest with one request queue, target 0 LUN 0 a memory disk of 64 KiB.
 struct Bench {
@@ -51,33 +84,18 @@ struct Done {
 
 impl Bench {
     fn new() -> Self {
+        Self::on(&unit(Arc::new(MemoryEngine::new(64 << 10).unwrap())))
+    }
+
+    /// With a worker and a nexus of its own.
+    fn on(lu: &Arc<Lu>) -> Self {
         let memory = Arc::new(GuestMemory::anonymous(0, 1 << 20).unwrap());
         let ring_config = RingConfig::contiguous(0, SIZE);
         let ring = DriverRing::new(&memory, ring_config).unwrap();
         let inbox = Arc::new(Inbox::new().unwrap());
         let worker = Worker::start(inbox.clone(), "test", true).unwrap();
-        let mut routes = [0; 256];
-        routes[usize::from(READ_10)] = 1;
-        routes[usize::from(WRITE_10)] = 2;
-        let policy = LunPolicy {
-            block_size: 512,
-            blocks: 128,
-            write_protected: false,
-            write_cache: true,
-            descriptor_sense: false,
-            max_transfer_blocks: 0,
-            max_write_same_blocks: 0,
-            max_unmap_blocks: 0,
-            max_unmap_descriptors: 0,
-            unmap: false,
-        };
-        let lu = Arc::new(Lu {
-            engine: Arc::new(MemoryEngine::new(64 << 10).unwrap()),
-            policy: ArcSwap::from_pointee(policy),
-            routes: RouteTable::new(&routes, &[]).unwrap(),
-        });
         let nexus = Arc::new(Nexus {
-            lu,
+            lu: lu.clone(),
             gate: Gate::default(),
         });
         let port = Arc::new(Port::default());
@@ -150,20 +168,24 @@ impl Bench {
 
     fn poll(&mut self, slot: u64, data_in: usize) -> Option<Done> {
         let (head, used) = self.ring.pop_used().unwrap()?;
+        Some(self.response(slot, head, used, data_in))
+    }
+
+    fn response(&self, slot: u64, head: u16, used: u32, data_in: usize) -> Done {
         let mut bytes = [0; 108];
         let map = self.memory.load();
         map.read(SLOTS + slot * SLOT + 0x100, &mut bytes).unwrap();
         let mut data = vec![0; data_in];
         map.read(SLOTS + slot * SLOT + 0x1000, &mut data).unwrap();
         let residual = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
-        Some(Done {
+        Done {
             head,
             used,
             residual,
             status: bytes[10],
             response: bytes[11],
             data,
-        })
+        }
     }
 
     fn wait(&mut self, slot: u64, data_in: usize) -> Done {
@@ -522,4 +544,189 @@ fn an_ended_worker_leaves_no_queue_behind() {
     let _held = bench.command();
     bench.worker.stop();
     bench.worker.stop();
+}
+
+// ── Exclusive commands ─────────────────────────────────────────────────────────────────────────
+
+/// A guest that adds 1 to the counters in blocks 0 and 1, time and again, by COMPARE AND WRITE.
+struct Counter {
+    bench: Bench,
+    /// By chain: its slot, and the value that it wants to replace (`None`: it reads).
+    started: HashMap<u16, (u64, Option<u32>)>,
+    left: u32,
+}
+
+impl Counter {
+    const SLOTS: u64 = 4;
+
+    fn new(lu: &Arc<Lu>, left: u32) -> Self {
+        let mut counter = Self {
+            bench: Bench::on(lu),
+            started: HashMap::new(),
+            left,
+        };
+        (0..Self::SLOTS).for_each(|slot| counter.read(slot));
+        counter
+    }
+
+    fn read(&mut self, slot: u64) {
+        let head = self.bench.submit(slot, &rw(READ_10, 0, 2), &[], 1024);
+        self.started.insert(head, (slot, None));
+    }
+
+    fn swap(&mut self, slot: u64, from: u32) {
+        let blocks = |value: u32| value.to_le_bytes().repeat(256);
+        let data = [blocks(from), blocks(from + 1)].concat();
+        let mut cdb = [0; 16];
+        (cdb[0], cdb[13]) = (COMPARE_AND_WRITE, 2);
+        let head = self.bench.submit(slot, &cdb, &data, 0);
+        self.started.insert(head, (slot, Some(from)));
+    }
+
+    /// Takes what is complete; whether there is more to come.
+    fn step(&mut self) -> bool {
+        while let Some((head, used)) = self.bench.ring.pop_used().unwrap() {
+            let (slot, wanted) = self.started.remove(&head).unwrap();
+            let done = self.bench.response(slot, head, used, 1024);
+            assert_eq!(done.response, 0);
+            if wanted.is_some() {
+                assert!([0, 2].contains(&done.status));
+                self.left -= u32::from(done.status == 0);
+                self.read(slot);
+            } else {
+                assert_eq!(done.status, 0);
+                let value = &done.data[..4];
+                assert!(
+                    done.data.chunks(4).all(|each| each == value),
+                    "a COMPARE AND WRITE seen half done"
+                );
+                if self.left > self.swapping() {
+                    self.swap(slot, u32::from_le_bytes(value.try_into().unwrap()));
+                }
+            }
+        }
+        !self.started.is_empty()
+    }
+
+    fn swapping(&self) -> u32 {
+        let wanted = self.started.values().filter(|(_, from)| from.is_some());
+        wanted.count() as u32
+    }
+}
+
+fn count_with_three_workers(engine: Arc<dyn Engine>) {
+    const EACH: u32 = 200;
+    let lu = unit(engine);
+    let mut counters = [0; 3].map(|_| Counter::new(&lu, EACH));
+    let start = Instant::now();
+    while counters
+        .iter_mut()
+        .filter_map(|counter| counter.step().then_some(()))
+        .count()
+        > 0
+    {
+        assert!(start.elapsed() < 3 * DEADLINE, "a turn never comes");
+        std::thread::yield_now();
+    }
+    let mut bench = Bench::on(&lu);
+    bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
+    let done = bench.wait(0, 4);
+    assert!(counters.iter().all(|counter| counter.left == 0));
+    assert_eq!(done.data, (3 * EACH).to_le_bytes());
+}
+
+#[test]
+fn compare_and_write_never_interleaves_in_memory() {
+    count_with_three_workers(Arc::new(MemoryEngine::new(64 << 10).unwrap()));
+}
+
+#[test]
+fn compare_and_write_never_interleaves_on_a_file() {
+    let file = tempfile::tempfile_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+    file.set_len(64 << 10).unwrap();
+    let engine = FileEngine::new(file.into(), None, 64 << 10, false, false).unwrap();
+    count_with_three_workers(Arc::new(engine));
+}
+
+/// An engine whose reads wait until they are let go.
+struct Slow {
+    inner: MemoryEngine,
+    go: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
+}
+
+impl Engine for Slow {
+    fn size(&self) -> u64 {
+        self.inner.size()
+    }
+    fn can_discard(&self) -> bool {
+        false
+    }
+    fn try_now(&self, io: &Io, iov: &[libc::iovec]) -> Option<std::io::Result<u64>> {
+        (io.kind != IoKind::Read).then(|| self.inner.run(io, iov))
+    }
+    fn sqe(&self, _: &Io, _: &[libc::iovec]) -> Option<io_uring::squeue::Entry> {
+        None
+    }
+    fn run(&self, io: &Io, iov: &[libc::iovec]) -> std::io::Result<u64> {
+        if io.kind == IoKind::Read {
+            self.go.lock().unwrap().recv_timeout(DEADLINE).unwrap();
+        }
+        self.inner.run(io, iov)
+    }
+}
+
+#[test]
+fn an_aborted_parked_command_gives_its_turn_back() {
+    let (go, wait) = std::sync::mpsc::channel();
+    let mut bench = Bench::on(&unit(Arc::new(Slow {
+        inner: MemoryEngine::new(64 << 10).unwrap(),
+        go: wait.into(),
+    })));
+    bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[13]) = (COMPARE_AND_WRITE, 1);
+    bench.submit(1, &cdb, &[0; 1024], 0);
+    bench.submit(2, &rw(WRITE_10, 9, 1), &[7; 512], 0);
+    let scope = |tag| Scope {
+        tag: Some(tag),
+        ..Scope::default()
+    };
+    // The exclusive one waits for the read, the write behind it; both can end at once.
+    bench.worker.abort(11, RESET, scope(1));
+    assert_eq!(bench.ended(11), 1);
+    assert_eq!(bench.wait(1, 0).response, RESET);
+    bench.worker.abort(12, RESET, scope(2));
+    assert_eq!(bench.ended(12), 1);
+    assert_eq!(bench.wait(2, 0).response, RESET);
+    go.send(()).unwrap();
+    assert_eq!(bench.wait(0, 0).status, 0);
+    // Turns that came to the aborted ones did not stay with them.
+    bench.submit(3, &cdb, &[0; 1024], 0);
+    go.send(()).unwrap();
+    assert_eq!(bench.wait(3, 0).status, 0);
+    bench.submit(4, &rw(READ_10, 9, 1), &[], 512);
+    go.send(()).unwrap();
+    assert_eq!(bench.wait(4, 512).data, [0; 512], "the aborted write");
+}
+
+#[test]
+fn a_parked_command_counts_as_running() {
+    let (go, wait) = std::sync::mpsc::channel();
+    let mut bench = Bench::on(&unit(Arc::new(Slow {
+        inner: MemoryEngine::new(64 << 10).unwrap(),
+        go: wait.into(),
+    })));
+    bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[13]) = (COMPARE_AND_WRITE, 1);
+    bench.submit(1, &cdb, &[0; 1024], 0);
+    bench.worker.query(20, bench.scope());
+    assert_eq!(bench.ended(20), 2);
+    bench.worker.quiesce(21, bench.scope());
+    go.send(()).unwrap();
+    assert_eq!(bench.wait(0, 0).status, 0);
+    assert!(bench.inbox.take(1).is_empty(), "one is parked or running");
+    go.send(()).unwrap();
+    assert_eq!(bench.wait(1, 0).status, 0);
+    assert_eq!(bench.ended(21), 2);
 }

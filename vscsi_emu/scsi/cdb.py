@@ -57,6 +57,9 @@ class Feature(enum.Flag):
     """Logical block provisioning management (SBC-5 4.7)."""
     REMOVABLE = enum.auto()
     """A medium that can be ejected."""
+    COMPARE_AND_WRITE = enum.auto()
+    ATOMIC_WRITES = enum.auto()
+    """SBC-5 4.29."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,15 +197,20 @@ def media_command(
     length: int,
     route: Route,
     *,
+    service_action: int | None = None,
     needs: Feature = Feature.NONE,
     **fields: Field,
 ) -> CommandType:
-    """Declares a command that the data plane executes."""
+    """Declares a command that the data plane executes, after Python with `Route.PYTHON`.
+
+    One with a service action has that route: the data plane routes by operation code.
+    """
     return CommandType(
         name,
         opcode,
         length,
         MappingProxyType(fields),
+        service_action=service_action,
         route=route,
         flags=Flag.NEEDS_READY,
         needs=needs,

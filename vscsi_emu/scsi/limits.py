@@ -7,11 +7,15 @@ from typing import Final, Self
 
 _MAX_TRANSFER: Final = 32 << 20
 _DISCARD_UNIT: Final = 4096
+_EXCLUSIVE: Final = 1 << 20
+"""Bytes of one command that has its logical unit to itself."""
+_ATOMIC_UNIT: Final = 4096
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """In logical blocks unless the name says otherwise. 0 is "not reported" and "no limit"."""
+    """In logical blocks unless the name says otherwise. 0 is "not reported" and "no limit"; for
+    COMPARE AND WRITE and for atomic writes it is "not supported"."""
 
     max_transfer_blocks: int = 0
     optimal_transfer_blocks: int = 0
@@ -21,6 +25,10 @@ class Limits:
     max_unmap_descriptors: int = 0
     unmap_granularity_blocks: int = 0
     unmap_alignment: int = 0
+    max_compare_and_write_blocks: int = 0
+    max_atomic_blocks: int = 0
+    atomic_granularity_blocks: int = 0
+    """Of an atomic write's length and of its first LBA."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -38,6 +46,9 @@ class Limits:
             max_unmap_blocks=1 << 20,
             max_unmap_descriptors=256,
             unmap_granularity_blocks=max(1, _DISCARD_UNIT // block_size),
+            max_compare_and_write_blocks=min(0xFF, _EXCLUSIVE // block_size),
+            max_atomic_blocks=_EXCLUSIVE // block_size,
+            atomic_granularity_blocks=max(1, _ATOMIC_UNIT // block_size),
         )
 
 
@@ -45,5 +56,6 @@ _WIDTHS: Final = {
     "optimal_granularity_blocks": 0xFFFF,
     "unmap_alignment": 0x7FFF_FFFF,
     "max_write_same_blocks": 0xFFFF_FFFF_FFFF_FFFF,
+    "max_compare_and_write_blocks": 0xFF,
 }
 """The greatest value of the fields that have not 4 bytes."""

@@ -20,9 +20,15 @@ async def _nothing(*_: object) -> None:
     pass
 
 
-def _features(*, thin: bool, removable: bool) -> Feature:
-    found = Feature.THIN if thin else Feature.NONE
-    return found | Feature.REMOVABLE if removable else found
+def _features(limits: Limits, *, thin: bool, removable: bool) -> Feature:
+    features = Feature.THIN if thin else Feature.NONE
+    if limits.max_compare_and_write_blocks:
+        features |= Feature.COMPARE_AND_WRITE
+    if limits.max_atomic_blocks:
+        features |= Feature.ATOMIC_WRITES
+    if removable:
+        features |= Feature.REMOVABLE
+    return features
 
 
 class LogicalUnit:
@@ -63,9 +69,11 @@ class LogicalUnit:
         self.physical_block_exponent: Final = physical_block_exponent
         self.read_only: Final = read_only
         self.rotation_rate: Final = rotation_rate
-        self.features: Final = _features(thin=discard and engine.can_discard, removable=removable)
         self.lbprz: Final = lbprz
         self.limits: Final = limits or Limits.default(block_size)
+        self.features: Final = _features(
+            self.limits, thin=discard and engine.can_discard, removable=removable
+        )
         self.commands: Final[CommandTable] = command_table(self.features)
         self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
         self.readiness: Final = Readiness()
@@ -91,6 +99,9 @@ class LogicalUnit:
             max_unmap_blocks=self.limits.max_unmap_blocks,
             max_unmap_descriptors=self.limits.max_unmap_descriptors,
             unmap=self.thin,
+            max_compare_and_write_blocks=self.limits.max_compare_and_write_blocks,
+            max_atomic_blocks=self.limits.max_atomic_blocks,
+            atomic_granularity_blocks=self.limits.atomic_granularity_blocks,
         )
 
     def _publish(self) -> None:

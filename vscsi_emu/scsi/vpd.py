@@ -117,7 +117,7 @@ _MODE_PAGE_POLICY_BODY: Final = bytes([ALL_PAGES, ALL_SUBPAGES, _SHARED, 0])
 # ── Block device pages (SBC-5 6.6) ─────────────────────────────────────────────────────────────
 
 _UGAVALID: Final = 1 << 31
-_BLOCK_LIMITS_LAYOUT: Final = struct.Struct(">BBHIIIIIIIQ20x")
+_BLOCK_LIMITS_LAYOUT: Final = struct.Struct(">BBHIIIIIIIQIII8x")
 _BLOCK_CHARACTERISTICS_LAYOUT: Final = struct.Struct(">H58x")
 
 
@@ -125,16 +125,20 @@ def _block_limits(unit: LogicalUnit) -> bytes:
     limits, thin = unit.limits, unit.thin
     return _BLOCK_LIMITS_LAYOUT.pack(
         0,  # WSNZ: WRITE SAME of 0 blocks goes to the end of the medium
-        0,  # no COMPARE AND WRITE
+        limits.max_compare_and_write_blocks,
         limits.optimal_granularity_blocks,
         limits.max_transfer_blocks,
         limits.optimal_transfer_blocks,
-        0,  # no PRE-FETCH
+        0,  # no limit of PRE-FETCH
         limits.max_unmap_blocks if thin else 0,
         limits.max_unmap_descriptors if thin else 0,
         limits.unmap_granularity_blocks if thin else 0,
         (_UGAVALID | limits.unmap_alignment) if thin else 0,
         limits.max_write_same_blocks,
+        limits.max_atomic_blocks,
+        limits.atomic_granularity_blocks,  # ATOMIC ALIGNMENT
+        limits.atomic_granularity_blocks,
+        # No atomic boundaries.
     )
 
 

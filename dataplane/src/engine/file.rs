@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use io_uring::{opcode, squeue, types};
 use libc::iovec;
 
-use super::probe::{self, check, fallocate, punch_hole, Alignment, PUNCH_HOLE, ZERO_RANGE};
+use super::probe::{self, check, extent, fallocate, punch_hole, Alignment, PUNCH_HOLE, ZERO_RANGE};
 use super::{AlignedBuffer, Cursor, Engine, Io, IoKind, Partial, CHUNK};
 
 /// Entries that one readv or writev takes (UIO_MAXIOV).
@@ -118,7 +118,7 @@ impl FileEngine {
 
     fn check(&self, io: &Io, iov: &[iovec]) -> io::Result<()> {
         io.check(self.size, iov)?;
-        if self.read_only && !matches!(io.kind, IoKind::Read | IoKind::Flush) {
+        if self.read_only && !matches!(io.kind, IoKind::Read | IoKind::Flush | IoKind::Prefetch) {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
         Ok(())
@@ -143,6 +143,18 @@ impl FileEngine {
                 result => return result.map(drop),
             }
         }
+    }
+
+    fn prefetch(&self, io: &Io) {
+        // SAFETY: no pointers.
+        let _ = unsafe {
+            libc::posix_fadvise64(
+                self.fd.as_raw_fd(),
+                io.offset as libc::off64_t,
+                io.len as libc::off64_t,
+                libc::POSIX_FADV_WILLNEED,
+            )
+        };
     }
 
     fn discard(&self, io: &Io) -> io::Result<()> {
@@ -292,9 +304,17 @@ impl Engine for FileEngine {
         self.can_discard
     }
 
+    fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {
+        extent(&self.fd, offset, self.size)
+    }
+
     /// Reads of cached pages, and transfers on tmpfs. All else may wait for a disk or a lock.
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {
         let flags = match io.kind {
+            // Nothing would be read from a cache.
+            IoKind::Prefetch if self.in_memory || self.direct.is_some() => {
+                return Some(Ok(io.len));
+            }
             IoKind::Read | IoKind::Write if self.in_memory => 0,
             IoKind::Read if !io.durable && self.nowait.load(Relaxed) => libc::RWF_NOWAIT,
             _ => return None,
@@ -348,6 +368,7 @@ impl Engine for FileEngine {
                         .build(),
                 })
             }
+            IoKind::Prefetch => None,
             IoKind::Flush if self.read_only => None,
             IoKind::Flush => Some(
                 opcode::Fsync::new(fd)
@@ -371,6 +392,7 @@ impl Engine for FileEngine {
             }
             IoKind::Write => self.transfer(io, iov)?,
             IoKind::Flush => self.sync()?,
+            IoKind::Prefetch => self.prefetch(io),
             IoKind::Discard | IoKind::Zero => {
                 match io.kind {
                     IoKind::Discard => self.discard(io)?,

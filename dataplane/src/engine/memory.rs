@@ -8,7 +8,7 @@ use std::ptr::NonNull;
 use io_uring::squeue;
 use libc::iovec;
 
-use super::probe::{check, punch_hole};
+use super::probe::{check, extent, punch_hole};
 use super::{Cursor, Engine, Io, IoKind};
 
 /// Freeing this much takes well under a millisecond; more is left to a pool thread.
@@ -97,6 +97,10 @@ impl Engine for MemoryEngine {
         true
     }
 
+    fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {
+        extent(&self.file, offset, self.size())
+    }
+
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {
         let frees = matches!(io.kind, IoKind::Discard | IoKind::Zero);
         (!frees || io.len <= DISCARD_NOW).then(|| self.run(io, iov))
@@ -111,7 +115,7 @@ impl Engine for MemoryEngine {
         match io.kind {
             IoKind::Read => self.read(io, iov),
             IoKind::Write => self.write(io, iov),
-            IoKind::Flush => (),
+            IoKind::Flush | IoKind::Prefetch => (),
             // Partial pages at the ends are zeroed by the kernel.
             IoKind::Discard | IoKind::Zero => punch_hole(&self.file, io.offset, io.len)?,
         }

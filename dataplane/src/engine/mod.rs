@@ -34,6 +34,8 @@ pub enum IoKind {
     Discard,
     /// The range reads as zeros afterwards; it may stay allocated.
     Zero,
+    /// The range will be read soon; a hint.
+    Prefetch,
 }
 
 /// One engine call; `offset` and `len` in bytes.
@@ -86,6 +88,12 @@ pub trait Engine: Send + Sync {
 
     /// Whether [`IoKind::Discard`] really frees space (probed at open).
     fn can_discard(&self) -> bool;
+
+    /// Whether the bytes from `offset` on are mapped (else deallocated), and how many more are alike.
+    /// All are, where nobody can say.
+    fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {
+        Ok((true, self.size().saturating_sub(offset)))
+    }
 
     /// Does it now if that needs no waiting. `None`: use [`Engine::sqe`] or [`Engine::run`].
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>>;

@@ -36,6 +36,28 @@ pub fn punch_hole(fd: &impl AsFd, offset: u64, len: u64) -> io::Result<()> {
     fallocate(fd, PUNCH_HOLE, offset, len)
 }
 
+/// Whether the file's bytes from `offset` on are data (else a hole), and how many up to `size` are
+/// alike. Where holes cannot be told, all is data.
+pub fn extent(fd: &impl AsFd, offset: u64, size: u64) -> io::Result<(bool, u64)> {
+    let seek = |whence| -> io::Result<u64> {
+        let offset = libc::off64_t::try_from(offset)
+            .map_err(|_| io::Error::from_raw_os_error(libc::EFBIG))?;
+        // SAFETY: no pointers. The file position is nobody's: transfers name their offset.
+        check(unsafe { libc::lseek64(fd.as_fd().as_raw_fd(), offset, whence) })
+    };
+    let up_to = |end: u64| end.min(size).saturating_sub(offset);
+    match seek(libc::SEEK_DATA) {
+        Ok(data) if data > offset => Ok((false, up_to(data))),
+        Ok(_) => Ok((true, up_to(seek(libc::SEEK_HOLE)?))),
+        Err(error) => match error.raw_os_error() {
+            // No data from here to the end.
+            Some(libc::ENXIO) => Ok((false, up_to(size))),
+            Some(libc::EINVAL | libc::EOPNOTSUPP) => Ok((true, up_to(size))),
+            _ => Err(error),
+        },
+    }
+}
+
 /// Identity and capacity of what a descriptor stands for.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Medium {

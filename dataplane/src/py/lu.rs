@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::by_identity;
+use crate::turn::Turns;
 use crate::{engine, gate, lu, policy};
 
 fn duplicate(fd: i32) -> PyResult<OwnedFd> {
@@ -68,7 +69,8 @@ impl LunPolicy {
     #[pyo3(signature = (
         *, block_size, blocks, write_protected=false, write_cache=true, descriptor_sense=false,
         max_transfer_blocks=0, max_write_same_blocks=0, max_unmap_blocks=0,
-        max_unmap_descriptors=0, unmap=false,
+        max_unmap_descriptors=0, unmap=false, max_compare_and_write_blocks=0,
+        max_atomic_blocks=0, atomic_granularity_blocks=0,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
@@ -82,6 +84,9 @@ impl LunPolicy {
         max_unmap_blocks: u32,
         max_unmap_descriptors: u32,
         unmap: bool,
+        max_compare_and_write_blocks: u32,
+        max_atomic_blocks: u32,
+        atomic_granularity_blocks: u32,
     ) -> PyResult<Self> {
         if !block_size.is_power_of_two() || !(512..=65536).contains(&block_size) {
             return Err(PyValueError::new_err(format!(
@@ -108,6 +113,9 @@ impl LunPolicy {
             max_unmap_blocks,
             max_unmap_descriptors,
             unmap,
+            max_compare_and_write_blocks,
+            max_atomic_blocks,
+            atomic_granularity_blocks,
         }))
     }
 
@@ -161,6 +169,21 @@ impl LunPolicy {
         self.0.unmap
     }
 
+    #[getter]
+    fn max_compare_and_write_blocks(&self) -> u32 {
+        self.0.max_compare_and_write_blocks
+    }
+
+    #[getter]
+    fn max_atomic_blocks(&self) -> u32 {
+        self.0.max_atomic_blocks
+    }
+
+    #[getter]
+    fn atomic_granularity_blocks(&self) -> u32 {
+        self.0.atomic_granularity_blocks
+    }
+
     #[pyo3(signature = (**changes))]
     fn replace(&self, changes: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let mut copy = self.0.clone();
@@ -180,6 +203,11 @@ impl LunPolicy {
                 "max_unmap_blocks" => copy.max_unmap_blocks = value.extract()?,
                 "max_unmap_descriptors" => copy.max_unmap_descriptors = value.extract()?,
                 "unmap" => copy.unmap = value.extract()?,
+                "max_compare_and_write_blocks" => {
+                    copy.max_compare_and_write_blocks = value.extract()?;
+                }
+                "max_atomic_blocks" => copy.max_atomic_blocks = value.extract()?,
+                "atomic_granularity_blocks" => copy.atomic_granularity_blocks = value.extract()?,
                 _ => {
                     return Err(PyTypeError::new_err(format!(
                         "LunPolicy has no field {name:?}"
@@ -199,6 +227,9 @@ impl LunPolicy {
             copy.max_unmap_blocks,
             copy.max_unmap_descriptors,
             copy.unmap,
+            copy.max_compare_and_write_blocks,
+            copy.max_atomic_blocks,
+            copy.atomic_granularity_blocks,
         )
     }
 }
@@ -235,6 +266,7 @@ impl Lu {
             engine: engine.0.clone(),
             policy,
             routes,
+            turns: Turns::default(),
         })))
     }
 

@@ -12,6 +12,11 @@ pub enum Command {
     SynchronizeCache,
     WriteSame,
     Unmap,
+    CompareAndWrite,
+    OrWrite,
+    WriteAtomic,
+    PreFetch,
+    GetLbaStatus,
 }
 
 /// Where a CDB of one length keeps its two numbers: first byte and bytes of each.
@@ -19,7 +24,8 @@ pub enum Command {
 struct Format {
     len: usize,
     lba: (u8, u8),
-    /// TRANSFER LENGTH, VERIFICATION LENGTH, NUMBER OF LOGICAL BLOCKS, PARAMETER LIST LENGTH.
+    /// TRANSFER LENGTH, VERIFICATION LENGTH, NUMBER OF LOGICAL BLOCKS, PARAMETER LIST LENGTH,
+    /// ALLOCATION LENGTH.
     count: (u8, u8),
 }
 
@@ -44,6 +50,16 @@ const SIXTEEN: Format = Format {
     count: (10, 4),
 };
 
+const COMPARE_AND_WRITE_FORMAT: Format = Format {
+    count: (13, 1),
+    ..SIXTEEN
+};
+/// ATOMIC BOUNDARY stands before the length.
+const WRITE_ATOMIC_FORMAT: Format = Format {
+    count: (12, 2),
+    ..SIXTEEN
+};
+
 /// Names as in Linux's scsi_proto.h.
 pub mod opcode {
     pub const READ_6: u8 = 0x08;
@@ -52,23 +68,32 @@ pub mod opcode {
     pub const WRITE_10: u8 = 0x2a;
     pub const WRITE_VERIFY: u8 = 0x2e;
     pub const VERIFY: u8 = 0x2f;
+    pub const PRE_FETCH: u8 = 0x34;
     pub const SYNCHRONIZE_CACHE: u8 = 0x35;
     pub const WRITE_SAME: u8 = 0x41;
     pub const UNMAP: u8 = 0x42;
     pub const READ_16: u8 = 0x88;
+    pub const COMPARE_AND_WRITE: u8 = 0x89;
     pub const WRITE_16: u8 = 0x8a;
+    pub const ORWRITE_16: u8 = 0x8b;
     pub const WRITE_VERIFY_16: u8 = 0x8e;
     pub const VERIFY_16: u8 = 0x8f;
+    pub const PRE_FETCH_16: u8 = 0x90;
     pub const SYNCHRONIZE_CACHE_16: u8 = 0x91;
     pub const WRITE_SAME_16: u8 = 0x93;
+    pub const WRITE_ATOMIC_16: u8 = 0x9c;
+    pub const SERVICE_ACTION_IN_16: u8 = 0x9e;
     pub const READ_12: u8 = 0xa8;
     pub const WRITE_12: u8 = 0xaa;
     pub const WRITE_VERIFY_12: u8 = 0xae;
     pub const VERIFY_12: u8 = 0xaf;
 }
 
-/// One line an operation code.
-const fn table(opcode: u8) -> Option<(Command, Format)> {
+/// SERVICE ACTION of SERVICE ACTION IN (16).
+pub const SAI_GET_LBA_STATUS: u8 = 0x12;
+
+/// One line an operation code, or operation code and service action (bits 4 to 0 of byte 1).
+const fn table(opcode: u8, byte1: u8) -> Option<(Command, Format)> {
     use opcode::*;
     Some(match opcode {
         READ_6 => (Command::Read, SIX),
@@ -90,6 +115,14 @@ const fn table(opcode: u8) -> Option<(Command, Format)> {
         WRITE_SAME => (Command::WriteSame, TEN),
         WRITE_SAME_16 => (Command::WriteSame, SIXTEEN),
         UNMAP => (Command::Unmap, TEN),
+        COMPARE_AND_WRITE => (Command::CompareAndWrite, COMPARE_AND_WRITE_FORMAT),
+        ORWRITE_16 => (Command::OrWrite, SIXTEEN),
+        WRITE_ATOMIC_16 => (Command::WriteAtomic, WRITE_ATOMIC_FORMAT),
+        PRE_FETCH => (Command::PreFetch, TEN),
+        PRE_FETCH_16 => (Command::PreFetch, SIXTEEN),
+        SERVICE_ACTION_IN_16 if byte1 & 0x1f == SAI_GET_LBA_STATUS => {
+            (Command::GetLbaStatus, SIXTEEN)
+        }
         _ => return None,
     })
 }
@@ -126,7 +159,8 @@ pub struct Cdb {
 impl Cdb {
     pub fn parse(cdb: &[u8]) -> Result<Self, SenseInfo> {
         let opcode = *cdb.first().ok_or(INVALID_OPCODE)?;
-        let (command, format) = table(opcode).ok_or(INVALID_OPCODE.cdb_field(0, None))?;
+        let byte1 = cdb.get(1).copied().unwrap_or_default();
+        let (command, format) = table(opcode, byte1).ok_or(INVALID_OPCODE.cdb_field(0, None))?;
         // The driver may have made the CDB field of its requests shorter than this command.
         let cdb = cdb.get(..format.len).ok_or(INVALID_FIELD_IN_CDB)?;
         let number = |(at, bytes): (u8, u8)| {
@@ -175,8 +209,13 @@ impl Cdb {
     pub fn parameter_len(&self, policy: &LunPolicy) -> u64 {
         let block = u64::from(policy.block_size);
         match self.command {
-            Command::Read | Command::Write | Command::SynchronizeCache => 0,
-            Command::WriteAndVerify => self.count * block,
+            Command::Read
+            | Command::Write
+            | Command::SynchronizeCache
+            | Command::PreFetch
+            | Command::GetLbaStatus => 0,
+            Command::WriteAndVerify | Command::OrWrite | Command::WriteAtomic => self.count * block,
+            Command::CompareAndWrite => 2 * self.count * block,
             Command::Verify => match self.bytchk() {
                 0 => 0,
                 1 => self.count * block,
@@ -196,6 +235,11 @@ impl Cdb {
     /// INVALID FIELD IN CDB for the length field.
     pub fn invalid_count(&self) -> SenseInfo {
         INVALID_FIELD_IN_CDB.cdb_field(self.format.count.0.into(), None)
+    }
+
+    /// INVALID FIELD IN CDB for the LBA.
+    pub fn invalid_lba(&self) -> SenseInfo {
+        INVALID_FIELD_IN_CDB.cdb_field(self.format.lba.0.into(), None)
     }
 
     pub fn lba_out_of_range(&self) -> SenseInfo {

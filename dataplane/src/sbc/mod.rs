@@ -3,8 +3,12 @@
 //! [`plan`] checks a command and says what it takes; the caller has an engine do it and asks
 //! [`complete`] for the outcome, or lets a [`Job`] run to its end on a pool thread.
 
+mod atomic;
 mod cache;
 mod cdb;
+mod compare_and_write;
+mod lba_status;
+mod orwrite;
 mod outcome;
 mod rw;
 #[cfg(test)]
@@ -20,6 +24,7 @@ use libc::iovec;
 use crate::engine::{Engine, Io, IoKind};
 use crate::policy::LunPolicy;
 use crate::sense::SenseInfo;
+use crate::turn::Turn;
 use cdb::{Cdb, Command};
 
 pub use crate::engine::trim;
@@ -44,6 +49,10 @@ pub enum Job {
     Verify(verify::Verify),
     WriteSame(write_same::WriteSame),
     Unmap(unmap::Unmap),
+    CompareAndWrite(compare_and_write::CompareAndWrite),
+    OrWrite(orwrite::OrWrite),
+    WriteAtomic(atomic::WriteAtomic),
+    GetLbaStatus(lba_status::GetLbaStatus),
 }
 
 /// Why a command ends before it begins.
@@ -107,11 +116,24 @@ pub fn plan(
             Command::SynchronizeCache => cache::plan(policy, &cdb),
             Command::WriteSame => write_same::plan(policy, &cdb, &buffers),
             Command::Unmap => unmap::plan(policy, &cdb, &buffers),
+            Command::CompareAndWrite => compare_and_write::plan(policy, &cdb, &buffers),
+            Command::OrWrite => orwrite::plan(policy, &cdb, &buffers),
+            Command::WriteAtomic => atomic::plan(policy, &cdb, &buffers),
+            Command::PreFetch => cache::plan_prefetch(policy, &cdb),
+            Command::GetLbaStatus => lba_status::plan(policy, &cdb, &buffers),
         });
     match planned {
         Ok(plan) => plan,
         Err(Refusal::Check(info)) => Plan::Done(Outcome::check(policy, &info, 0)),
         Err(Refusal::Overrun) => Plan::Overrun,
+    }
+}
+
+/// Whether a command runs beside others of its logical unit or alone.
+pub fn turn(cdb: &[u8]) -> Turn {
+    match Cdb::parse(cdb).map(|cdb| cdb.command) {
+        Ok(Command::CompareAndWrite | Command::OrWrite | Command::WriteAtomic) => Turn::Exclusive,
+        _ => Turn::Shared,
     }
 }
 
@@ -128,20 +150,23 @@ pub fn complete(policy: &LunPolicy, cdb: &[u8], io: &Io, result: io::Result<u64>
 }
 
 impl Job {
-    /// Runs to the end, blocking. `data_out` are the buffers that [`plan`] saw; no job produces
-    /// data-in so far.
+    /// Runs to the end, blocking. The buffers are those that [`plan`] saw.
     pub fn run(
         &self,
         policy: &LunPolicy,
         engine: &dyn Engine,
         cdb: &[u8],
         data_out: &[iovec],
-        _data_in: &[iovec],
+        data_in: &[iovec],
     ) -> Outcome {
         let result = match self {
             Self::Verify(verify) => verify.run(policy, engine, data_out),
             Self::WriteSame(write_same) => write_same.run(policy, engine),
             Self::Unmap(unmap) => unmap.run(policy, engine),
+            Self::CompareAndWrite(job) => job.run(policy, engine, data_out),
+            Self::OrWrite(job) => job.run(policy, engine, data_out),
+            Self::WriteAtomic(job) => job.run(policy, engine, data_out),
+            Self::GetLbaStatus(job) => return job.run(policy, engine, data_in),
         };
         match result {
             Ok(()) => Outcome::good(Cdb::parse(cdb).map_or(0, |cdb| cdb.parameter_len(policy))),

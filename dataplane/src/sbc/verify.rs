@@ -122,18 +122,14 @@ impl Verify {
             }
             let read = part.io(IoKind::Read, false);
             outcome::step(policy, engine, read, &[medium.iovec(part_len)])?;
-            let difference = match self.against {
-                Against::Nothing => None,
+            match self.against {
+                Against::Nothing => (),
                 Against::Blocks => {
-                    differs_at(&medium[..part_len], &wanted[..part_len]).map(|at| done + at)
+                    compare(policy, &medium[..part_len], &wanted[..part_len], done)?;
                 }
                 Against::OneBlock => medium[..part_len]
                     .chunks(wanted.len())
-                    .find_map(|block| differs_at(block, &wanted)),
-            };
-            if let Some(at) = difference {
-                let info = MISCOMPARE_DURING_VERIFY.information(at);
-                return Err(Outcome::check(policy, &info, 0));
+                    .try_for_each(|block| compare(policy, block, &wanted, 0))?,
             }
             done += part.len;
         }
@@ -141,11 +137,18 @@ impl Verify {
     }
 }
 
-/// Offset of the first differing byte.
-fn differs_at(medium: &[u8], wanted: &[u8]) -> Option<u64> {
+/// MISCOMPARE with the offset of the first differing byte, if there is one; `wanted` begins
+/// `before` bytes into data-out.
+pub fn compare(
+    policy: &LunPolicy,
+    medium: &[u8],
+    wanted: &[u8],
+    before: u64,
+) -> Result<(), Outcome> {
     if medium == wanted {
-        return None;
+        return Ok(());
     }
-    let mut pairs = medium.iter().zip(wanted);
-    pairs.position(|(a, b)| a != b).map(|at| at as u64)
+    let same = medium.iter().zip(wanted).take_while(|(a, b)| a == b);
+    let info = MISCOMPARE_DURING_VERIFY.information(before + same.count() as u64);
+    Err(Outcome::check(policy, &info, 0))
 }

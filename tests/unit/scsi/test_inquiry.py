@@ -151,11 +151,14 @@ def test_block_limits() -> None:
         max_unmap_descriptors=0x100,
         unmap_granularity_blocks=8,
         unmap_alignment=3,
+        max_compare_and_write_blocks=0xFE,
+        max_atomic_blocks=0x800,
+        atomic_granularity_blocks=8,
     )
     assert vpd(make_target(make_unit(limits=limits)), 0xB0) == bytes.fromhex(
-        "00 b0 003c 00 00 0008"
+        "00 b0 003c 00 fe 0008"
         "00010000 00000800 00000000 00100000 00000100 00000008 80000003"
-        "0000000000008000" + "00" * 20
+        "0000000000008000 00000800 00000008 00000008" + "00" * 8
     )
 
 
@@ -171,6 +174,7 @@ def test_default_limits_are_what_the_data_plane_obeys(block_size: int) -> None:
     page = vpd(make_target(unit), 0xB0)
     transfer, unmap, descriptors = struct.unpack_from(">I8xII", page, 8)
     write_same = int.from_bytes(page[36:44])
+    atomic, alignment, granularity = struct.unpack_from(">III", page, 44)
     policy = unit.data_plane.policy
     assert (transfer, write_same, unmap, descriptors) == (
         policy.max_transfer_blocks,
@@ -178,6 +182,9 @@ def test_default_limits_are_what_the_data_plane_obeys(block_size: int) -> None:
         policy.max_unmap_blocks,
         policy.max_unmap_descriptors,
     )
+    assert page[5] == policy.max_compare_and_write_blocks == 255
+    assert atomic == policy.max_atomic_blocks == (1 << 20) // block_size
+    assert alignment == granularity == policy.atomic_granularity_blocks == 4096 // block_size
     assert transfer * block_size == 32 << 20
     assert 256 <= write_same < 65536
 

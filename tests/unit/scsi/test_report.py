@@ -5,8 +5,7 @@ import struct
 import pytest
 
 from tests.unit.scsi.harness import bad_cdb, good, make_target, make_unit, refused
-from vscsi_emu.scsi import REPORT_LUNS_WLUN, Feature, Target
-from vscsi_emu.scsi.table import command_table
+from vscsi_emu.scsi import REPORT_LUNS_WLUN, Target
 
 WELL_KNOWN = "c101000000000000"
 THREE = ["0000000000000000", "0005000000000000", "412c000000000000"]
@@ -68,7 +67,8 @@ def one_command(
 @pytest.mark.parametrize("discard", [True, False])
 @pytest.mark.parametrize("timeouts", [False, True])
 def test_all_commands(discard: bool, timeouts: bool) -> None:
-    target = make_target(make_unit(discard=discard))
+    unit = make_unit(discard=discard)
+    target = make_target(unit)
     data = one_command(target, 0x80 if timeouts else 0, 0, allocation=0x10000)
     size = 20 if timeouts else 8
     assert int.from_bytes(data[:4]) == len(data) - 4
@@ -80,8 +80,9 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
         assert bool(flags & 2) == timeouts
         if timeouts:
             assert data[offset + 8 : offset + 20] == bytes.fromhex("000a") + bytes(10)
-    table = command_table(Feature.THIN if discard else Feature.NONE)
-    assert listed == [(entry.opcode, entry.service_action, entry.length) for entry in table]
+    table = [(entry.opcode, entry.service_action, entry.length) for entry in unit.commands]
+    assert listed == table
+    assert ((0x42, None, 10) in table) == discard
     assert ((0x42, None, 10) in listed) == discard
 
 

@@ -4,7 +4,7 @@ import pytest
 
 from tests.unit.scsi.harness import Recorder, bad_cdb, cdb_of, make_target, make_unit, refused, send
 from vscsi_emu import _dataplane
-from vscsi_emu.scsi import Asc, Feature, Route, SenseKey, Status, handle, route_table
+from vscsi_emu.scsi import Asc, Feature, Limits, Route, SenseKey, Status, handle, route_table
 from vscsi_emu.scsi.cdb import (
     SERVICE_ACTION_MASK,
     SERVICE_ACTION_OPCODES,
@@ -24,13 +24,15 @@ MEDIA = {
         *(0x2E, 0xAE, 0x8E),
         *(0x41, 0x93),
         0x42,
+        *(0x89, 0x8B, 0x9C),
     },
-    _dataplane.ROUTE_MEDIA: {0x2F, 0xAF, 0x8F, 0x35, 0x91},
+    _dataplane.ROUTE_MEDIA: {0x2F, 0xAF, 0x8F, 0x35, 0x91, 0x34, 0x90},
 }
+ALL_FEATURES = Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES
 
 
 def commands() -> list[CommandType]:
-    return list(command_table(Feature.THIN))
+    return list(command_table(ALL_FEATURES))
 
 
 def name(command: object) -> str:
@@ -49,8 +51,8 @@ def test_route_values_are_the_data_planes() -> None:
     ]
 
 
-def test_routes_of_a_thin_unit() -> None:
-    routes = route_table(Feature.THIN)
+def test_routes_of_a_unit_that_has_all() -> None:
+    routes = route_table(ALL_FEATURES)
     assert len(routes) == 256
     for route, opcodes in MEDIA.items():
         assert {opcode for opcode in range(256) if routes[opcode] == route} == opcodes
@@ -59,6 +61,13 @@ def test_routes_of_a_thin_unit() -> None:
 def test_unmap_is_not_routed_without_thin_provisioning() -> None:
     assert route_table()[0x42] == Route.PYTHON
     assert route_table()[0x41] == Route.WRITE
+
+
+def test_commands_that_the_limits_rule_out_do_not_exist() -> None:
+    unit = make_unit(limits=Limits())
+    for opcode in (0x89, 0x9C):
+        assert not unit.commands.supports_opcode(opcode)
+        assert make_unit().commands.supports_opcode(opcode)
 
 
 def test_no_two_declarations_are_the_same_command() -> None:
@@ -100,15 +109,23 @@ def test_field(field: Field, cdb: str, value: int) -> None:
         (0x41, None, "41 08 ffffffff 00 ffff 00"),
         (0x42, None, "42 00 00000000 00 ffff 00"),
         (0x55, None, "55 10 00 00 00 00 00 ffff 00"),
+        (0x34, None, "34 02 ffffffff 00 ffff 00"),
+        (0x37, None, "37 00 1f 00000000 ffff 00"),
+        (0x89, None, "89 18 ffffffffffffffff 000000 ff 00 00"),
         (0x8A, None, "8a 18 ffffffffffffffff ffffffff 00 00"),
         (0x93, None, "93 09 ffffffffffffffff ffffffff 00 00"),
+        (0x8B, None, "8b 18 ffffffffffffffff ffffffff 00 00"),
+        (0x90, None, "90 02 ffffffffffffffff ffffffff 00 00"),
+        (0x9C, None, "9c 18 ffffffffffffffff 0000 ffff 00 00"),
+        (0x9E, 0x12, "9e 12 ffffffffffffffff ffffffff 00 00"),
+        (0xB7, None, "b7 1f 00000000 ffffffff 00 00"),
         (0x9E, 0x10, "9e 10 0000000000000000 ffffffff 00 00"),
         (0xA3, 0x0C, "a3 0c 87 ff ffff ffffffff 00 00"),
         (0xA8, None, "a8 18 ffffffff ffffffff 00 00"),
     ],
 )
 def test_usage_map(opcode: int, action: int | None, usage: str) -> None:
-    command = command_table(Feature.THIN).get(opcode, action)
+    command = command_table(ALL_FEATURES).get(opcode, action)
     assert command is not None
     assert command.usage_map.hex() == bytes.fromhex(usage).hex()
     assert command.length == len(command.usage_map)
@@ -234,5 +251,6 @@ def test_media_commands_go_to_the_data_plane(command: CommandType) -> None:
     cdb = bytes([command.opcode, command.service_action or 0])
     executed = send(make_target(make_unit()), cdb).executed
     assert executed == (command.handler is None)
-    assert executed == (command.route is not Route.PYTHON)
+    # The data plane routes by operation code, so Python sees what has a service action first.
+    assert (command.route is not Route.PYTHON) == (executed and command.service_action is None)
     assert not executed or Flag.NEEDS_READY in command.flags

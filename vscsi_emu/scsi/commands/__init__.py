@@ -5,6 +5,7 @@ from typing import Final
 from vscsi_emu.scsi.cdb import CommandType
 from vscsi_emu.scsi.commands import (
     capacity,
+    defects,
     diagnostic,
     inquiry,
     log,
@@ -15,7 +16,18 @@ from vscsi_emu.scsi.commands import (
     sense,
 )
 
-_FAMILIES: Final = (capacity, diagnostic, inquiry, log, media, mode, power, report, sense)
+_FAMILIES: Final = (
+    capacity,
+    defects,
+    diagnostic,
+    inquiry,
+    log,
+    media,
+    mode,
+    power,
+    report,
+    sense,
+)
 
 ALL: Final = tuple(
     entry

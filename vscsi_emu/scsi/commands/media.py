@@ -4,6 +4,7 @@ from vscsi_emu.scsi.cdb import Feature, Field, Route, bit, media_command
 
 _DPO = bit(1, 4)
 _FUA = bit(1, 3)
+_IMMED = bit(1, 1)
 _BYTCHK = Field(1, high=2, low=1)
 _SYNC_NV = Field(1, high=2, low=2, ignored=True)
 """Obsolete, and still sent: a cache that keeps its contents without power is none to us."""
@@ -83,7 +84,7 @@ SYNCHRONIZE_CACHE_10 = media_command(
     0x35,
     10,
     Route.MEDIA,
-    immed=bit(1, 1),
+    immed=_IMMED,
     sync_nv=_SYNC_NV,
     lba=_LBA_10,
     blocks=_BLOCKS_10,
@@ -93,7 +94,7 @@ SYNCHRONIZE_CACHE_16 = media_command(
     0x91,
     16,
     Route.MEDIA,
-    immed=bit(1, 1),
+    immed=_IMMED,
     sync_nv=_SYNC_NV,
     lba=_LBA_16,
     blocks=_BLOCKS_16,
@@ -120,4 +121,46 @@ WRITE_SAME_16 = media_command(
 )
 UNMAP = media_command(
     "UNMAP", 0x42, 10, Route.WRITE, needs=Feature.THIN, parameter_list_length=Field(7, 2)
+)
+
+COMPARE_AND_WRITE = media_command(
+    "COMPARE AND WRITE",
+    0x89,
+    16,
+    Route.WRITE,
+    needs=Feature.COMPARE_AND_WRITE,
+    dpo=_DPO,
+    fua=_FUA,
+    lba=_LBA_16,
+    blocks=Field(13),
+)
+ORWRITE_16 = media_command(
+    "ORWRITE(16)", 0x8B, 16, Route.WRITE, dpo=_DPO, fua=_FUA, lba=_LBA_16, blocks=_BLOCKS_16
+)
+WRITE_ATOMIC_16 = media_command(
+    "WRITE ATOMIC(16)",
+    0x9C,
+    16,
+    Route.WRITE,
+    needs=Feature.ATOMIC_WRITES,
+    dpo=_DPO,
+    fua=_FUA,
+    lba=_LBA_16,
+    blocks=Field(12, 2),
+)
+
+PRE_FETCH_10 = media_command(
+    "PRE-FETCH(10)", 0x34, 10, Route.MEDIA, immed=_IMMED, lba=_LBA_10, blocks=_BLOCKS_10
+)
+PRE_FETCH_16 = media_command(
+    "PRE-FETCH(16)", 0x90, 16, Route.MEDIA, immed=_IMMED, lba=_LBA_16, blocks=_BLOCKS_16
+)
+GET_LBA_STATUS = media_command(
+    "GET LBA STATUS",
+    0x9E,
+    16,
+    Route.PYTHON,
+    service_action=0x12,
+    lba=_LBA_16,
+    allocation_length=Field(10, 4),
 )

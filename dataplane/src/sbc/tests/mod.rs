@@ -1,10 +1,13 @@
 mod commands;
 mod errors;
+mod exclusive;
+mod lba_status;
 mod model;
 mod parameter_lists;
 
 use libc::iovec;
 
+use super::cdb::opcode;
 use super::{complete, plan, trim, Outcome, Plan};
 use crate::engine::testing::{drive, Guest};
 use crate::engine::{Engine, Io};
@@ -22,6 +25,9 @@ fn policy(block_size: u32, blocks: u64) -> LunPolicy {
         max_unmap_blocks: 0,
         max_unmap_descriptors: 0,
         unmap: true,
+        max_compare_and_write_blocks: 255,
+        max_atomic_blocks: 32,
+        atomic_granularity_blocks: 4,
     }
 }
 
@@ -60,6 +66,16 @@ fn cdb16(opcode: u8, flags: u8, lba: u64, count: u32) -> Vec<u8> {
         &[0, 0],
     ]
     .concat()
+}
+
+fn compare_and_write(flags: u8, lba: u64, count: u8) -> Vec<u8> {
+    let mut cdb = cdb16(opcode::COMPARE_AND_WRITE, flags, lba, 0);
+    cdb[13] = count;
+    cdb
+}
+
+fn write_atomic(flags: u8, lba: u64, count: u16) -> Vec<u8> {
+    cdb16(opcode::WRITE_ATOMIC_16, flags, lba, count.into())
 }
 
 /// Plans with buffers that are large enough for anything.

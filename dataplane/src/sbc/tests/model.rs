@@ -89,7 +89,7 @@ impl Model<'_> {
             .min(self.random.below(BLOCKS));
         let fua = [0, 8][self.random.below(2) as usize];
         let none = no_data();
-        match self.random.below(8) {
+        match self.random.below(11) {
             0 | 1 => {
                 let cdb = self.cdb([READ_6, READ_10, READ_12, READ_16], fua, lba, count);
                 let len = self.blocks(count);
@@ -166,6 +166,54 @@ impl Model<'_> {
                 } else {
                     assert_eq!(outcome, Outcome::good(content.len() as u64), "{cdb:02x?}");
                 }
+            }
+            7 => {
+                let set = self.random.bytes(self.blocks(count));
+                let cdb = cdb16(ORWRITE_16, fua, lba, count as u32);
+                let guest = self.guest(&set);
+                let outcome = self.execute(&cdb, &guest, &none);
+                assert_eq!(outcome, Outcome::good(set.len() as u64), "{cdb:02x?}");
+                let content: Vec<_> = self
+                    .expect(lba, count)
+                    .iter()
+                    .zip(set)
+                    .map(|(a, b)| a | b)
+                    .collect();
+                self.store(lba, &content);
+            }
+            8 => {
+                let content = self.random.bytes(self.blocks(count));
+                let spoilt = count > 0 && self.random.below(2) == 0;
+                let at = self.random.below(content.len().max(1) as u64);
+                let mut given = self.expect(lba, count);
+                if spoilt {
+                    given[at as usize] ^= 0x10;
+                }
+                given.extend(&content);
+                let cdb = compare_and_write(fua, lba, count as u8);
+                let guest = self.guest(&given);
+                let outcome = self.execute(&cdb, &guest, &none);
+                if spoilt {
+                    let sense = outcome.sense.as_bytes();
+                    assert_eq!(
+                        (sense[0], sense[2], sense[12]),
+                        (0xf0, 0xe, 0x1d),
+                        "{cdb:02x?}"
+                    );
+                    assert_eq!(sense[3..7], (at as u32).to_be_bytes());
+                } else {
+                    assert_eq!(outcome, Outcome::good(given.len() as u64), "{cdb:02x?}");
+                    self.store(lba, &content);
+                }
+            }
+            9 => {
+                let (lba, count) = (lba / 4 * 4, count.min(32) / 4 * 4);
+                let content = self.random.bytes(self.blocks(count));
+                let cdb = write_atomic(fua, lba, count as u16);
+                let guest = self.guest(&content);
+                let outcome = self.execute(&cdb, &guest, &none);
+                assert_eq!(outcome, Outcome::good(content.len() as u64), "{cdb:02x?}");
+                self.store(lba, &content);
             }
             _ => {
                 let cdb = self.cdb(
