@@ -46,6 +46,8 @@ class LunSpec:
     rotation_rate: int | None = None
     discard: bool = True
     write_cache: bool = True
+    state: str | None = None
+    """File that keeps what must outlive the server, such as persistent reservations."""
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Keys that only this scheme knows."""
 
@@ -87,6 +89,12 @@ def _block_size(text: str) -> int:
     if text not in ("512", "4096"):
         raise SpecError(f"{text!r} is not a block size; use 512 or 4096")
     return int(text)
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise SpecError("names no file")
+    return text
 
 
 def _cache(text: str) -> bool:
@@ -143,6 +151,7 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "rotation-rate": _Key("rotation_rate", _rotation_rate),
         "discard": _Key("discard", parse_switch),
         "cache": _Key("write_cache", _cache),
+        "state": _Key("state", _path),
     }
 )
 """The keys that every scheme takes."""

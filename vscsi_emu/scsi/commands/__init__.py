@@ -10,12 +10,26 @@ from vscsi_emu.scsi.commands import (
     log,
     media,
     mode,
+    persistent,
     power,
     report,
+    reserve,
     sense,
 )
 
-_FAMILIES: Final = (capacity, diagnostic, inquiry, log, media, mode, power, report, sense)
+_FAMILIES: Final = (
+    capacity,
+    diagnostic,
+    inquiry,
+    log,
+    media,
+    mode,
+    persistent,
+    power,
+    report,
+    reserve,
+    sense,
+)
 
 ALL: Final = tuple(
     entry

@@ -3,21 +3,28 @@
 import struct
 from typing import Final
 
-from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Field, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, command
 from vscsi_emu.scsi.request import Request
 
 _LBPME: Final = 0x80
 _LBPRZ: Final = 0x40
 
 
-@command("READ CAPACITY(10)", 0x25, 10, lun=OBSOLETE_LUN)
+@command("READ CAPACITY(10)", 0x25, 10, allowed=Allowed.ALWAYS, lun=OBSOLETE_LUN)
 def read_capacity_10(request: Request) -> bytes:
     """FFFFFFFFh for a last LBA that only READ CAPACITY(16) can say."""
     unit = request.unit
     return struct.pack(">II", min(unit.blocks - 1, 0xFFFF_FFFF), unit.block_size)
 
 
-@command("READ CAPACITY(16)", 0x9E, 16, service_action=0x10, allocation_length=Field(10, 4))
+@command(
+    "READ CAPACITY(16)",
+    0x9E,
+    16,
+    service_action=0x10,
+    allowed=Allowed.ALWAYS,
+    allocation_length=Field(10, 4),
+)
 def read_capacity_16(request: Request) -> bytes:
     unit = request.unit
     return struct.pack(

@@ -2,14 +2,19 @@
 
 from collections.abc import Awaitable
 
-from vscsi_emu.scsi.cdb import OBSOLETE_LUN, bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Cdb, bit, command
 from vscsi_emu.scsi.request import Request
+
+
+def _allowed(cdb: Cdb) -> Allowed:
+    return Allowed.ALWAYS if cdb["start"] else Allowed.NONE
 
 
 @command(
     "START STOP UNIT",
     0x1B,
     6,
+    allowed=_allowed,
     lun=OBSOLETE_LUN,
     immed=bit(1, 0),
     no_flush=bit(4, 2),
