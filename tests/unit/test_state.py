@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from vscsi_emu import state
 from vscsi_emu.state import StateError, StateFile
 
 
@@ -64,7 +63,7 @@ def test_a_write_that_fails_leaves_the_old_file(
     def full(_fd: int) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(state.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         asyncio.run(file.save("one", 2))
     assert path.read_bytes() == before
@@ -85,8 +84,8 @@ def test_data_is_durable_before_it_gets_its_name(
         order.append("replace")
         real_replace(old, new)
 
-    monkeypatch.setattr(state.os, "fsync", fsync)
-    monkeypatch.setattr(state.os, "replace", replace)
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "replace", replace)
     path = tmp_path / "unit.state"
     save(path, "one", 1)
     assert order == [f"{path}.new", "replace", str(tmp_path)]

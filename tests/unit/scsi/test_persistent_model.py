@@ -85,12 +85,12 @@ def test_exclusion_is_by_kind(steps: list[tuple[Transition, NexusId]], nexus: Ne
                 expected = Allowed.WRITE_EXCLUSIVE
             case Kind.EXCLUSIVE_ACCESS if state.reservation.holder != nexus:
                 expected = Allowed.EXCLUSIVE_ACCESS
-            case (
-                Kind.WRITE_EXCLUSIVE_REGISTRANTS_ONLY | Kind.WRITE_EXCLUSIVE_ALL_REGISTRANTS
-            ) if not registered:
+            case Kind.WRITE_EXCLUSIVE_REGISTRANTS_ONLY | Kind.WRITE_EXCLUSIVE_ALL_REGISTRANTS if (
+                not registered
+            ):
                 expected = Allowed.WRITE_EXCLUSIVE
-            case (
-                Kind.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY | Kind.EXCLUSIVE_ACCESS_ALL_REGISTRANTS
-            ) if not registered:
+            case Kind.EXCLUSIVE_ACCESS_REGISTRANTS_ONLY | Kind.EXCLUSIVE_ACCESS_ALL_REGISTRANTS if (
+                not registered
+            ):
                 expected = Allowed.EXCLUSIVE_ACCESS
     assert state.excludes(nexus) == expected
