@@ -17,7 +17,7 @@ from vscsi_emu.config import from_arguments
 from vscsi_emu.driver.coherency import CoherencyBus, Fault, FaultKind, Iommu, Kernel, Reality
 from vscsi_emu.driver.dma import DmaAllocator
 from vscsi_emu.driver.dma_policy import DmaPolicy, Platform
-from vscsi_emu.driver.mmio import VirtioMmioBus
+from vscsi_emu.driver.mmio import NeedsReset, VirtioMmioBus
 from vscsi_emu.driver.request import AnswerError
 from vscsi_emu.driver.virtio_scsi import KNOWN, Options, VirtioScsi
 from vscsi_emu.driver.vring import RingBroken
@@ -115,7 +115,7 @@ def _drive(bus: CoherencyBus, timeout: float) -> str:
                 return "corruption"
     except TimeoutError:
         return "hang"
-    except (RingBroken, AnswerError):
+    except (RingBroken, AnswerError, NeedsReset):
         return "corruption"
     return "works"
 

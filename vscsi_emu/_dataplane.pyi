@@ -62,6 +62,13 @@ class GuestMemory:
         """Removes the region with exactly these; `GuestMemoryError` if there is none."""
     def user_to_guest(self, user_address: int, length: int) -> int:
         """Guest address of a front end's user address (vhost-user ring addresses)."""
+    def iotlb_update(self, iova: int, size: int, user_address: int, access: int) -> None:
+        """For queues with VIRTIO_F_ACCESS_PLATFORM: maps `size` bytes of I/O addresses to user
+        addresses of the regions, instead of what was mapped there. `access`: 1 read, 2 write,
+        3 both. Queues that wait for one of them go on. `GuestMemoryError`: outside the regions."""
+    def iotlb_invalidate(self, iova: int, size: int) -> None:
+        """Forgets a range of I/O addresses, at once for look-ups; await `Worker.quiesce_range` of
+        all workers for what was looked up before. Size 0: all from `iova` on."""
     def read(self, address: int, length: int) -> bytes: ...
     def write(self, address: int, data: bytes) -> None: ...
     def load_u16_acquire(self, address: int) -> int: ...
@@ -263,6 +270,9 @@ class Notice:
     - ``"done"``: an asynchronous call with this `token` ended; `value` is its result
     - ``"call"``: queue `value` of in-band `Notifier` `token` wants its driver notified
     - ``"event"``: the event queue that `Queue.want_event_buffers` watched has buffers again
+    - ``"miss"``: `queue` waits until I/O address `value` is mapped for access `token` (1 read,
+      2 write); once for each wait. `Queue.fail` ends it if there is no such mapping
+    - ``"denied"``: I/O address `value` is mapped, but not for access `token`; "broken" is next
     - ``"broken"``: the ring of `queue` broke an invariant; it is stopped; `text` says how
     - ``"warning"``: `text` is worth one log line
     """
@@ -318,6 +328,10 @@ class Worker:
         """Counts matching commands in the task set now (after taking as above): "done", `value`."""
     def quiesce(self, token: int, *, lu: Lu | None = None) -> None:
         """Says "done" when commands of `lu` that ran at this call (not with Python) are over."""
+    def quiesce_range(self, token: int, memory: GuestMemory, iova: int, size: int) -> None:
+        """After `GuestMemory.iotlb_invalidate`: says "done" when no ring and no command, here or
+        with Python, uses a translation of these I/O addresses found before; `value`: commands
+        that did."""
     def stop(self) -> None:
         """Ends the thread: drains engines, drops queues. Blocks (GIL released)."""
 
@@ -411,7 +425,8 @@ class Queue:
         negotiated bits (EVENT_IDX, INDIRECT_DESC, VERSION_1, ANY_LAYOUT …). `next_used` None: read
         from the used ring. Looks at the ring at once, without a kick. `RingError`: bad size,
         misaligned or unmapped ring. `poll`: look at the ring without kicks (SET_VRING_KICK without
-        a descriptor). `notifier` is taken over: each belongs to one queue."""
+        a descriptor). `notifier` is taken over: each belongs to one queue. With ACCESS_PLATFORM
+        all addresses are I/O addresses, and a ring that is not mapped yet is a "miss"."""
     @property
     def index(self) -> int: ...
     @property
@@ -423,13 +438,16 @@ class Queue:
         descriptor that cannot be waited on."""
     def kick(self) -> None:
         """An in-band or register kick."""
+    def fail(self, text: str) -> None:
+        """Declares the ring broken: it is stopped, and a "broken" Notice says `text`."""
     def push_event(self, token: int, event: bytes) -> None:
         """Event queue: writes `event` into the next buffer. "done" with 1, or 0 for no buffer."""
     def want_event_buffers(self) -> None:
         """Event queue: posts one "event" Notice when the driver offers a buffer."""
     def stop(self, token: int, *, abort: int | None = None) -> None:
         """Takes no more chains, waits for those in flight, then "done" with `value` = next avail
-        index. With `abort`: commands not yet running (with Python) end with this response.
+        index. With `abort`: commands not yet running (with Python) end with this response. A queue
+        whose used ring has no translation by then ends all the same, with a warning.
         A stopped queue never touches guest memory again. May be called once."""
     def discard(self, token: int) -> None:
         """As `stop`, but the driver is gone: nothing more is written to its rings."""

@@ -29,7 +29,7 @@ MAX_HBAS: Final = 255
 """Of one process, so that relative target port identifiers stay within 16 bits."""
 
 _LUN_KEYS: Final = ("id", "uri")
-_HBA_KEYS: Final = ("socket", "queues", "luns", "initiator", "in-band")
+_HBA_KEYS: Final = ("socket", "queues", "luns", "initiator", "in-band", "access-platform")
 
 
 class ConfigError(ValueError):
@@ -59,6 +59,9 @@ class HbaConfig:
     """NAA name of its initiator port, 16 hex digits; derived from the socket when None."""
     in_band: bool = False
     """Offer in-band notifications: slower, for front ends that need them."""
+    access_platform: bool = False
+    """Offer ACCESS_PLATFORM: for front ends that put the device behind an IOMMU, and answer IOTLB
+    misses."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,7 @@ def from_arguments(
     fd: int | None = None,
     queues: int = 1,
     in_band: bool = False,
+    access_platform: bool = False,
 ) -> Config:
     """One HBA with the units of ``--lun`` arguments.
 
@@ -109,7 +113,7 @@ def from_arguments(
     names = {address: f"{origin}#{_show(address)}" for address in table}
     return Config(
         tuple(LunConfig(names[address], spec) for address, spec in table.items()),
-        (HbaConfig(socket, fd, queues, names, in_band=in_band),),
+        (HbaConfig(socket, fd, queues, names, in_band=in_band, access_platform=access_platform),),
     )
 
 
@@ -196,9 +200,8 @@ class _Reader:
             check_queues(queues, "queues")
         except ConfigError as error:
             raise ConfigError(f"{self._path}: {where}: {error}") from None
-        in_band = table.get("in-band", False)
-        if not isinstance(in_band, bool):
-            raise self._error(where, "in-band", f"{in_band!r} is not true or false")
+        in_band = self._flag(table, "in-band", where)
+        access_platform = self._flag(table, "access-platform", where)
         initiator = self._string(table, "initiator", where) if "initiator" in table else None
         if initiator is not None and not re.fullmatch(r"[235][0-9a-fA-F]{15}", initiator):
             problem = f"{initiator!r} is not 16 hex digits that start with 2, 3 or 5 (an NAA name)"
@@ -222,7 +225,13 @@ class _Reader:
                     f"known: {', '.join(units) or 'none'}",
                 )
             mapped[address] = units[unit].name
-        return HbaConfig(socket, None, queues, mapped, initiator, in_band)
+        return HbaConfig(socket, None, queues, mapped, initiator, in_band, access_platform)
+
+    def _flag(self, table: dict[str, Any], key: str, where: str) -> bool:
+        value = table.get(key, False)
+        if not isinstance(value, bool):
+            raise self._error(where, key, f"{value!r} is not true or false")
+        return value
 
     def _tables(self, document: dict[str, Any], name: str) -> list[dict[str, Any]]:
         tables = document.get(name, [])

@@ -88,6 +88,20 @@ class Link(Protocol):
         """The ring of `queue` broke an invariant, and was stopped."""
 
 
+class Iommu(Protocol):
+    """What stands between the driver's addresses and guest memory (VIRTIO_F_ACCESS_PLATFORM).
+
+    It fills the IOTLB by `GuestMemory.iotlb_update` and takes back by `iotlb_invalidate`, followed
+    by `Runtime.quiesce_range`. `access`: 1 read, 2 write.
+    """
+
+    def miss(self, queue: Queue, iova: int, access: int) -> None:
+        """`queue` waits for a translation of `iova`, or for its `fail` if there is none."""
+
+    def denied(self, queue: Queue, iova: int, access: int) -> None:
+        """`queue` asked for what the mapping of `iova` does not allow; it breaks next."""
+
+
 class Hba:
     """A virtio-scsi device (virtio id 8)."""
 
@@ -122,6 +136,7 @@ class Hba:
         """Held to replace it: the driver's stores may come from a guest CPU's thread."""
         self._events = EventSender(runtime)
         self._link: Link | None = None
+        self._iommu: Iommu | None = None
         self._drains: dict[Queue, asyncio.Task[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resetting: Nexus | None = None
@@ -143,17 +158,17 @@ class Hba:
 
     @property
     def device_features(self) -> Feature:
-        return DEVICE_FEATURES
+        return DEVICE_FEATURES | (Feature.ACCESS_PLATFORM if self._iommu else Feature(0))
 
     @property
     def features_valid(self) -> bool:
         """Whether FEATURES_OK may be set. Each offered bit stands by itself, so any subset may."""
-        return self.features in DEVICE_FEATURES
+        return self.features in self.device_features
 
     def set_features(self, features: int) -> None:
         """What the driver accepts. Raises `FeatureError` for bits that were not offered."""
         # As a plain number: the complement of a flag has no undefined bits.
-        if unoffered := features & ~int(DEVICE_FEATURES):
+        if unoffered := features & ~int(self.device_features):
             raise FeatureError(f"feature bits {unoffered:#x} were not offered")
         self.features = Feature(features)
 
@@ -184,16 +199,17 @@ class Hba:
 
     # ── Connection and reset ───────────────────────────────────────────────────────────────────
 
-    def connect(self, link: Link) -> None:
-        """A transport's driver is there: one at a time."""
+    def connect(self, link: Link, iommu: Iommu | None = None) -> None:
+        """A transport's driver is there: one at a time. Behind an `iommu` ACCESS_PLATFORM is
+        offered."""
         assert self._link is None, "an HBA has one driver at a time"
-        self._link = link
+        self._link, self._iommu = link, iommu
 
     async def disconnect(self, link: Link) -> None:
         """The driver is gone, its queues are stopped: an I_T nexus loss for every target."""
         assert self._link is link
         await self.reset()
-        self._link = None
+        self._link = self._iommu = None
 
     async def reset(self) -> None:
         """Virtio reset, after the transport has stopped the queues (2.4, 5.6.4.2)."""
@@ -333,6 +349,14 @@ class Hba:
 
     def on_event_buffers(self, queue: Queue) -> None:
         self._events.buffers_arrived()
+
+    def on_miss(self, queue: Queue, iova: int, access: int) -> None:
+        if self._iommu:
+            self._iommu.miss(queue, iova, access)
+
+    def on_denied(self, queue: Queue, iova: int, access: int) -> None:
+        if self._iommu:
+            self._iommu.denied(queue, iova, access)
 
     def on_broken(self, queue: Queue, text: str) -> None:
         if self._link:

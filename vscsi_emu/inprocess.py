@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vscsi_emu._dataplane import GuestMemory, Interrupt
     from vscsi_emu.config import Config
-    from vscsi_emu.hba import Hba
+    from vscsi_emu.hba import Hba, Iommu
     from vscsi_emu.virtio.config import ByteOrder
     from vscsi_emu.virtio.mmio import MmioDevice
 
@@ -81,15 +81,17 @@ class InProcess:
         base: int = BASE,
         workers: int | None = None,
         io_uring: bool = True,
+        iommu: Iommu | None = None,
     ) -> None:
-        """`version`, `byte_order`: as for `MmioTransport`. `memory`: the guest's; 64 MiB from
-        address 0 by default. `base`: of the first slot; the others follow, 512 bytes each.
+        """`version`, `byte_order`, `iommu`: as for `MmioTransport`. `memory`: the guest's; 64 MiB
+        from address 0 by default. `base`: of the first slot; the others follow, 512 bytes each.
         Raises `service.StartError` when entered."""
         self.bus = MmioBus()
         self.memory = memory or _dataplane.GuestMemory.anonymous(RAM)
         self.slots: tuple[Slot, ...] = ()
         self._service = Service(config, workers=workers, io_uring=io_uring)
         self._version, self._byte_order, self._base = version, byte_order, base
+        self._iommu = iommu
         self._loop: asyncio.AbstractEventLoop | None = None
         """While it runs."""
         self._stop = asyncio.Event()
@@ -147,7 +149,11 @@ class InProcess:
                 try:
                     for number, hba in enumerate(service.hbas):
                         transport = MmioTransport(
-                            hba, self.memory, version=self._version, byte_order=self._byte_order
+                            hba,
+                            self.memory,
+                            version=self._version,
+                            byte_order=self._byte_order,
+                            iommu=self._iommu,
                         )
                         transports.append(transport)
                         base = self._base + number * REGION_SIZE

@@ -13,7 +13,17 @@ from vscsi_emu import _dataplane
 from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
-    from vscsi_emu._dataplane import Command, Control, Inbox, Lu, Notice, Port, Queue, Worker
+    from vscsi_emu._dataplane import (
+        Command,
+        Control,
+        GuestMemory,
+        Inbox,
+        Lu,
+        Notice,
+        Port,
+        Queue,
+        Worker,
+    )
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +37,8 @@ class PortOwner(Protocol):
     def on_command(self, command: Command) -> None: ...
     def on_control(self, control: Control) -> None: ...
     def on_event_buffers(self, queue: Queue) -> None: ...
+    def on_miss(self, queue: Queue, iova: int, access: int) -> None: ...
+    def on_denied(self, queue: Queue, iova: int, access: int) -> None: ...
     def on_broken(self, queue: Queue, text: str) -> None: ...
 
 
@@ -137,6 +149,13 @@ class Runtime:
         """Returns when the commands of `lu` that run now are done."""
         await asyncio.gather(*(self.call(_bind_quiesce(worker, lu)) for worker in self.workers))
 
+    async def quiesce_range(self, memory: GuestMemory, iova: int, size: int) -> None:
+        """After `GuestMemory.iotlb_invalidate`: returns when nothing uses a translation of these
+        I/O addresses that was found before it."""
+        await asyncio.gather(
+            *(self.call(_bind_quiesce_range(worker, memory, iova, size)) for worker in self.workers)
+        )
+
     # ── The inbox ──────────────────────────────────────────────────────────────────────────────
 
     def _drain(self) -> None:
@@ -175,6 +194,10 @@ class Runtime:
                     handler(notice.value)
             case "event" if queue is not None and queue in self._queues:
                 self._queues[queue].on_event_buffers(queue)
+            case "miss" if queue is not None and queue in self._queues:
+                self._queues[queue].on_miss(queue, notice.value, notice.token)
+            case "denied" if queue is not None and queue in self._queues:
+                self._queues[queue].on_denied(queue, notice.value, notice.token)
             case "broken" if queue is not None and queue in self._queues:
                 self._queues[queue].on_broken(queue, notice.text)
             case "warning":
@@ -195,3 +218,9 @@ def _bind_query(
 
 def _bind_quiesce(worker: Worker, lu: Lu | None) -> Callable[[int], None]:
     return lambda token: worker.quiesce(token, lu=lu)
+
+
+def _bind_quiesce_range(
+    worker: Worker, memory: GuestMemory, iova: int, size: int
+) -> Callable[[int], None]:
+    return lambda token: worker.quiesce_range(token, memory, iova, size)

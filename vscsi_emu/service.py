@@ -202,9 +202,16 @@ def _server(config: HbaConfig, hba: Hba) -> VhostUserServer:
     try:
         if config.socket is not None:
             sock = listen(config.socket)
-            return VhostUserServer(hba, sock, path=config.socket, in_band=config.in_band)
-        assert config.fd is not None
-        return VhostUserServer(hba, adopt(config.fd), in_band=config.in_band)
+        else:
+            assert config.fd is not None
+            sock = adopt(config.fd)
+        return VhostUserServer(
+            hba,
+            sock,
+            path=config.socket,
+            in_band=config.in_band,
+            access_platform=config.access_platform,
+        )
     except ListenError as error:
         raise StartError(str(error)) from None
 

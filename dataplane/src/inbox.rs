@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::event::Event;
 use crate::lu::Nexus;
+use crate::memory::Fault;
 use crate::port::Port;
 use crate::wire::CmdReq;
 use crate::worker::{QueueRef, Reply};
@@ -46,6 +47,16 @@ pub enum Notice {
     /// The event queue has buffers again.
     Event {
         queue: QueueRef,
+    },
+    /// The ring or a chain of it is at I/O addresses without a translation: it waits for one.
+    Miss {
+        queue: QueueRef,
+        fault: Fault,
+    },
+    /// The IOMMU forbids what the ring or a chain of it asks for; `Broken` comes next.
+    Denied {
+        queue: QueueRef,
+        fault: Fault,
     },
     /// The ring broke an invariant; it is stopped.
     Broken {

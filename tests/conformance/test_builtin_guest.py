@@ -10,7 +10,7 @@ from vscsi_emu.config import from_arguments
 from vscsi_emu.driver.disk import Disk
 from vscsi_emu.driver.dma import DmaAllocator
 from vscsi_emu.driver.host import Change, Kind, ScsiHost
-from vscsi_emu.driver.mmio import VirtioMmioBus
+from vscsi_emu.driver.mmio import NeedsReset, VirtioMmioBus
 from vscsi_emu.driver.request import Request
 from vscsi_emu.driver.virtio_scsi import KNOWN, REQUEST_QUEUE, Options, VirtioScsi
 from vscsi_emu.inprocess import InProcess, Slot
@@ -121,7 +121,7 @@ def test_a_device_is_reset_with_commands_in_flight_and_probed_again(version: int
         assert not slot.device.counters
 
 
-@pytest.mark.normative("mmio.reg.r21", "mmio.reg.r22", "mmio.reg.r23")
+@pytest.mark.normative("mmio.reg.r22", "mmio.reg.r23", "vqreset.r2", "vqreset.r4")
 def test_one_queue_is_reset_while_another_runs() -> None:
     features = KNOWN | Feature.RING_RESET
     with machine(MODERN) as guest_machine:
@@ -147,4 +147,21 @@ def test_task_management_reaches_commands_over_registers(version: int) -> None:
         assert device.task_management(TmfType.ABORT_TASK_SET, 0, 0) == 0
         assert device.task_management(TmfType.LOGICAL_UNIT_RESET, 0, 0) == 0
         assert device.task_management(TmfType.LOGICAL_UNIT_RESET, 9, 0) == 3
+        bus.reset()
+
+
+@VERSIONS
+@pytest.mark.normative("status.r4")
+def test_a_broken_ring_needs_a_reset_which_mends_it(version: int) -> None:
+    with machine(version) as guest_machine:
+        (slot,) = guest_machine.slots
+        bus, device = attach(slot)
+        ring = device.queues[REQUEST_QUEUE].ring
+        slot.memory.store_u16_release(ring.layout.avail_idx, 0x7FFF)
+        bus.notify(REQUEST_QUEUE)
+        with pytest.raises(NeedsReset):
+            device.bus.wait([REQUEST_QUEUE], 5.0)
+        bus.reset()
+        bus, device = attach(slot)
+        assert Disk(device, 0, 0).blocks
         bus.reset()

@@ -45,6 +45,11 @@ class _BackendProgram(click.Command):
     is_flag=True,
     help="Offer in-band notifications: for User-Mode Linux in time-travel mode, slower otherwise.",
 )
+@click.option(
+    "--access-platform",
+    is_flag=True,
+    help="Offer ACCESS_PLATFORM: for front ends that answer IOTLB misses (QEMU's iommu_platform).",
+)
 @click.option("--print-capabilities", is_flag=True, help="Print them as JSON and exit.")
 @click.option("-v", "--verbose", count=True, help="Log every vhost-user message.")
 @click.option("-q", "--quiet", count=True, help="Log warnings only; -qq: errors only.")
@@ -57,6 +62,7 @@ def serve(
     workers: int | None,
     io_uring: bool,
     in_band: bool,
+    access_platform: bool,
     print_capabilities: bool,
     verbose: int,
     quiet: int,
@@ -112,8 +118,10 @@ def serve(
         )
     try:
         if config is not None:
-            if luns or queues is not None or in_band:
-                raise click.UsageError("--lun, --queues and --in-band go into the file of --config")
+            if luns or queues is not None or in_band or access_platform:
+                raise click.UsageError(
+                    "--lun, --queues, --in-band and --access-platform go into the file of --config"
+                )
             wanted = from_file(config)
         elif not luns:
             raise click.UsageError("no disk given; add for example --lun mem:64M")
@@ -124,6 +132,7 @@ def serve(
                 fd=fd,
                 queues=1 if queues is None else queues,
                 in_band=in_band,
+                access_platform=access_platform,
             )
         run(wanted, workers=workers, io_uring=io_uring)
     except (ConfigError, StartError) as error:

@@ -214,7 +214,7 @@ class FrontEnd:
             message = vu.BACKEND.get(packet.request)
             if message is None or packet.is_reply:
                 raise vu.WireError(f"unknown request {packet.request} on the back channel")
-            self._take(message, message.decode(packet), packet.need_reply)
+            status = self._take(message, message.decode(packet), packet.need_reply)
         except (EOFError, ConnectionError):
             channel.close()
             self._back_channel = None
@@ -223,9 +223,10 @@ class FrontEnd:
             raise self._broken(str(error)) from None
         if packet.need_reply:
             with suppress(ConnectionError):  # the back end may be gone by now
-                channel.sock.sendall(message.encode_reply(vu.U64(0)))
+                channel.sock.sendall(message.encode_reply(vu.U64(status)))
 
-    def _take(self, message: MessageType, payload: Payload, need_reply: bool) -> None:
+    def _take(self, message: MessageType, payload: Payload, need_reply: bool) -> int:
+        """The status that the back end gets if it wants one: 0, or an error."""
         if message is vu.BACKEND_CONFIG_CHANGE_MSG:
             self.config_changes += 1
         elif isinstance(payload, vu.VringState):
@@ -233,3 +234,4 @@ class FrontEnd:
                 raise vu.WireError(f"{message}: num {payload.num}, need_reply {need_reply}")
             rings = self.called if message is vu.BACKEND_VRING_CALL else self.failed
             rings.add(payload.index)
+        return 0

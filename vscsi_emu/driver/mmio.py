@@ -11,7 +11,7 @@ from typing import Final, Protocol, Self
 from vscsi_emu.driver.dma import DmaAllocator, DmaMemory
 from vscsi_emu.driver.vring import LEGACY_ALIGN, RingLayout
 from vscsi_emu.virtio import config
-from vscsi_emu.virtio.features import Feature
+from vscsi_emu.virtio.features import Feature, Status
 from vscsi_emu.virtio.mmio_registers import LEGACY, MAGIC, MODERN, InterruptBit, Register
 
 GUEST_PAGE_SIZE: Final = 4096
@@ -35,6 +35,10 @@ class RegisterBus(Protocol):
 
 class MmioError(RuntimeError):
     """The device is no virtio-mmio device, or does what none may do."""
+
+
+class NeedsReset(RuntimeError):
+    """The device set DEVICE_NEEDS_RESET: nothing in flight will be answered (2.1.2)."""
 
 
 class VirtioMmioBus:
@@ -258,6 +262,7 @@ class VirtioMmioBus:
         self._write(Register.QUEUE_NOTIFY, index)
 
     def wait(self, queues: Collection[int], timeout: float) -> set[int]:
+        """As `Bus.wait`; `NeedsReset` as soon as the device says so."""
         wanted = set(queues)
         deadline = time.monotonic() + timeout
         while not self._notified & wanted:
@@ -282,6 +287,8 @@ class VirtioMmioBus:
             self._notified |= self._active
         if pending & InterruptBit.CONFIG_CHANGE:
             self.config_changes += 1
+            if self.status() & Status.NEEDS_RESET:
+                raise NeedsReset("the device is broken and needs a reset")
 
 
 def _fields(offset: int, length: int) -> list[tuple[int, int]]:

@@ -17,7 +17,7 @@ from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import GuestMemory, Queue
-    from vscsi_emu.hba import Hba
+    from vscsi_emu.hba import Hba, Iommu
     from vscsi_emu.virtio.config import ByteOrder
     from vscsi_emu.virtio.mmio_queue import QueueSetup
 
@@ -124,8 +124,10 @@ class MmioTransport:
         *,
         version: int = MODERN,
         byte_order: ByteOrder = "<",
+        iommu: Iommu | None = None,
     ) -> None:
-        """`byte_order`: of a legacy guest. Made on the HBA's event loop."""
+        """`byte_order`: of a legacy guest. With an `iommu` the device offers ACCESS_PLATFORM.
+        Made on the HBA's event loop."""
         if byte_order != "<" and version != LEGACY:
             raise ValueError("a big-endian guest is legacy: version 2 is little-endian (2.5.3)")
         self.interrupt = _dataplane.Interrupt()
@@ -137,8 +139,9 @@ class MmioTransport:
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
         hba.byte_order = byte_order
+        # First: what the device offers depends on it.
+        hba.connect(self, iommu)
         self.device = MmioDevice(self, self.interrupt, version=version)
-        hba.connect(self)
 
     async def close(self) -> None:
         """After the device left its bus. The HBA may be connected again."""

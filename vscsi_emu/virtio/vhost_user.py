@@ -12,7 +12,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from enum import IntFlag
+from enum import IntEnum, IntFlag
 from types import MappingProxyType
 from typing import ClassVar, Final, Self
 
@@ -228,9 +228,19 @@ class ConfigSpace(Payload):
         return cls(offset, flags, body)
 
 
+class IotlbType(IntEnum):
+    """`IotlbMessage.type` (VHOST_IOTLB_*)."""
+
+    MISS = 1
+    UPDATE = 2
+    INVALIDATE = 3
+    ACCESS_FAIL = 4
+
+
 @dataclass(frozen=True, slots=True)
 class IotlbMessage(Payload):
-    """struct vhost_iotlb_msg of linux/vhost_types.h, padded to 32 bytes."""
+    """struct vhost_iotlb_msg of linux/vhost_types.h, padded to 32 bytes. `permissions`: 1 read,
+    2 write, 3 both. A miss and an access failure have no size."""
 
     STRUCT: ClassVar[struct.Struct] = struct.Struct("=QQQBB6x")
     iova: int

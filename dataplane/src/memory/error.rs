@@ -2,6 +2,8 @@
 
 use std::io;
 
+use super::iotlb::Fault;
+
 /// An address or length outside guest memory, or a region that cannot be mapped.
 #[derive(Debug, thiserror::Error)]
 pub enum MemoryError {
@@ -40,6 +42,14 @@ pub enum MemoryError {
     },
     #[error("{length:#x} bytes at guest address {address:#x} are not all guest memory")]
     Unmapped { address: u64, length: u64 },
+    #[error("{length:#x} bytes at user address {user:#x} are not all in memory regions")]
+    UserUnmapped { user: u64, length: u64 },
+    #[error("a mapping of {size:#x} bytes from I/O address {iova:#x} to user address {user:#x} is empty or runs past the end of an address space")]
+    MappingWraps { iova: u64, size: u64, user: u64 },
+    #[error("the IOTLB has no translation of I/O address {:#x} for {}", .0.iova, .0.access)]
+    Miss(Fault),
+    #[error("the IOMMU forbids {} at I/O address {:#x}", .0.access, .0.iova)]
+    Denied(Fault),
     #[error("guest address {address:#x} is not aligned to {alignment} bytes")]
     Misaligned { address: u64, alignment: usize },
 }

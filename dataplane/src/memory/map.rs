@@ -67,12 +67,15 @@ impl<B> Region<B> {
 pub struct MemoryMap<B = ()> {
     /// Sorted by guest address, without overlaps.
     regions: Vec<Region<B>>,
+    /// Positions in `regions`, sorted by user address.
+    by_user: Vec<u16>,
 }
 
 impl<B> Default for MemoryMap<B> {
     fn default() -> Self {
         Self {
             regions: Vec::new(),
+            by_user: Vec::new(),
         }
     }
 }
@@ -91,11 +94,13 @@ impl<B> MemoryMap<B> {
                 limit: MAX_REGIONS,
             });
         }
-        regions.sort_unstable_by_key(|region| region.user);
-        check_overlap("user", regions.iter().map(|r| (r.user, r.size)))?;
         regions.sort_unstable_by_key(|region| region.guest);
         check_overlap("guest", regions.iter().map(|r| (r.guest, r.size)))?;
-        Ok(Self { regions })
+        let mut by_user: Vec<_> = (0..regions.len() as u16).collect();
+        by_user.sort_unstable_by_key(|&at| regions[usize::from(at)].user);
+        let users = by_user.iter().map(|&at| &regions[usize::from(at)]);
+        check_overlap("user", users.map(|r| (r.user, r.size)))?;
+        Ok(Self { regions, by_user })
     }
 
     pub(super) fn to_vec(&self) -> Vec<Region<B>> {
@@ -107,13 +112,41 @@ impl<B> MemoryMap<B> {
         self.regions.iter().map(Region::key)
     }
 
+    /// The region that holds a front end's address.
+    fn user_region(&self, user: u64) -> Option<&Region<B>> {
+        let region = |at: &u16| &self.regions[usize::from(*at)];
+        let after = self.by_user.partition_point(|at| region(at).user <= user);
+        let found = self.by_user[..after].last().map(region)?;
+        (user - found.user < found.size).then_some(found)
+    }
+
     /// Guest address of `length` bytes at a front end's address, if one region holds them all.
     pub fn user_to_guest(&self, user: u64, length: u64) -> Option<u64> {
-        self.regions.iter().find_map(|region| {
-            let offset = user.checked_sub(region.user)?;
-            let fits = offset < region.size && length <= region.size - offset;
-            fits.then(|| region.guest + offset)
-        })
+        let region = self.user_region(user)?;
+        let offset = user - region.user;
+        (length <= region.size - offset).then(|| region.guest + offset)
+    }
+
+    /// As `iovecs`, at a front end's address; what was appended before an error stays.
+    pub(super) fn user_iovecs(
+        &self,
+        user: u64,
+        length: u64,
+        out: &mut Vec<libc::iovec>,
+    ) -> Result<(), MemoryError> {
+        let (mut address, mut left) = (user, length);
+        while left > 0 {
+            let Some(region) = self.user_region(address) else {
+                return Err(MemoryError::UserUnmapped { user, length });
+            };
+            let offset = address - region.user;
+            let bytes = left.min(region.size - offset);
+            push(out, region.host(region.guest + offset), bytes as usize);
+            // No overflow: regions end below 2^64.
+            address += bytes;
+            left -= bytes;
+        }
+        Ok(())
     }
 
     /// Appends the pieces of host memory behind `length` bytes at `address`, which may cross
@@ -130,16 +163,7 @@ impl<B> MemoryMap<B> {
         }
         for region in self.covering(address, length)? {
             let (start, bytes) = region.part(address, address + length);
-            let base = region.host(start);
-            match out.last_mut() {
-                Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
-                    last.iov_len += bytes;
-                }
-                _ => out.push(libc::iovec {
-                    iov_base: base.cast(),
-                    iov_len: bytes,
-                }),
-            }
+            push(out, region.host(start), bytes);
         }
         Ok(())
     }
@@ -243,6 +267,19 @@ impl<B: Bitmap> MemoryMap<B> {
             // SAFETY: `part` lies in the region, which stays mapped while `self` is borrowed.
             unsafe { VolatileSlice::with_bitmap(region.host(start), bytes, dirty, None) }
         }))
+    }
+}
+
+/// Appends a piece, or lengthens the last one that it continues.
+fn push(out: &mut Vec<libc::iovec>, base: *mut u8, bytes: usize) {
+    match out.last_mut() {
+        Some(last) if last.iov_base.cast::<u8>().wrapping_add(last.iov_len) == base => {
+            last.iov_len += bytes;
+        }
+        _ => out.push(libc::iovec {
+            iov_base: base.cast(),
+            iov_len: bytes,
+        }),
     }
 }
 

@@ -1,14 +1,20 @@
 //! Guest memory: the regions a front end shares, mapped, looked up and swapped while I/O runs.
 //!
-//! Addresses are guest-physical unless said otherwise. A [`MemoryMap`] is an immutable snapshot:
+//! Addresses are guest-physical unless said otherwise; with VIRTIO_F_ACCESS_PLATFORM a driver's are I
+//! virtual, and a [`View`] translates them. A [`MemoryMap`] is an immutable snapshot:
 //! whoever holds its `Arc` may use the pointers it handed out, whatever happens to the table.
 
 mod error;
+mod iommu;
+#[cfg(test)]
+mod iommu_tests;
+mod iotlb;
 mod map;
 mod mapping;
 mod sigbus;
 #[cfg(test)]
 pub(crate) mod tests;
+mod view;
 
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -18,9 +24,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use arc_swap::ArcSwap;
 
 pub use error::MemoryError;
+use iommu::Iommu;
+pub use iotlb::{Access, Fault, MAX_MAPPINGS};
 pub use map::MemoryMap;
 use map::Region;
 use mapping::Mapping;
+pub use view::View;
 
 /// More regions than any front end uses (vhost-user's libraries stop at 509); bounds look-ups.
 pub const MAX_REGIONS: usize = 512;
@@ -46,6 +55,7 @@ pub struct GuestMemory {
     current: AtomicPtr<MemoryMap>,
     /// Serialises changes; readers never take it.
     changing: Mutex<()>,
+    iommu: Iommu,
     dead: Arc<AtomicBool>,
     fd: Option<OwnedFd>,
 }
@@ -64,6 +74,7 @@ impl GuestMemory {
             current: AtomicPtr::new(Arc::as_ptr(&map).cast_mut()),
             map: ArcSwap::new(map),
             changing: Mutex::new(()),
+            iommu: Iommu::default(),
             dead: Arc::default(),
             fd: None,
         }
@@ -143,6 +154,72 @@ impl GuestMemory {
     /// True once a region was found truncated: zero pages stand in for it, the session is over.
     pub fn is_dead(&self) -> bool {
         self.dead.load(Ordering::Acquire)
+    }
+
+    /// The kernel found guest memory gone (EFAULT) where a look of ours would have met SIGBUS.
+    pub fn condemn(&self) {
+        self.dead.store(true, Ordering::Release);
+    }
+
+    // ── VIRTIO_F_ACCESS_PLATFORM ─────────────────────────────────────────────────────────────
+
+    /// A driver's view of `map`: its addresses are guest-physical, or I/O virtual if `translated`.
+    pub fn view<'a>(&'a self, map: &'a MemoryMap, translated: bool) -> View<'a> {
+        if !translated {
+            return View::physical(map);
+        }
+        let table = self.iommu.table();
+        // With the table locked: the count belongs to what is found there.
+        let withdrawals = self.iommu.withdrawals();
+        View::translated(map, table, withdrawals)
+    }
+
+    /// Counts what may have taken a translation away. Who resolved I/O addresses at another count
+    /// must do so again before the next use.
+    pub fn withdrawals(&self) -> u64 {
+        self.iommu.withdrawals()
+    }
+
+    /// Maps `size` bytes of I/O addresses to a front end's addresses, which lie in its regions;
+    /// replaces what overlaps. Whoever waits for one of them is woken.
+    pub fn iotlb_update(
+        &self,
+        iova: u64,
+        size: u64,
+        user: u64,
+        access: Access,
+    ) -> Result<(), MemoryError> {
+        let last = |start: u64| start.checked_add(size.checked_sub(1)?);
+        let (Some(iova_last), Some(_)) = (last(iova), last(user)) else {
+            return Err(MemoryError::MappingWraps { iova, size, user });
+        };
+        self.load().user_iovecs(user, size, &mut Vec::new())?;
+        self.iommu.update(iova, iova_last, user, access);
+        Ok(())
+    }
+
+    /// Forgets `size` bytes of I/O addresses; 0, or too many, mean all from `iova` on. No look-up
+    /// finds them once this returns; chains and rings that found them before may still be in use.
+    pub fn iotlb_invalidate(&self, iova: u64, size: u64) {
+        self.iommu
+            .invalidate(iova, iova.saturating_add(size.wrapping_sub(1)));
+    }
+
+    /// Calls `wake` once `fault.iova` is mapped. False: it is already, or it is forbidden now, so
+    /// look again. One wait an `id`.
+    pub fn wait(&self, id: u64, fault: Fault, wake: impl FnOnce() + Send + 'static) -> bool {
+        let missing = || {
+            let map = self.load();
+            let view = self.view(&map, true);
+            let found = view.iovecs(fault.iova, 1, fault.access, &mut Vec::new());
+            matches!(found, Err(MemoryError::Miss(_)))
+        };
+        self.iommu.wait(id, fault, missing, Box::new(wake))
+    }
+
+    /// Ends the wait of `id`, if there is one.
+    pub fn forget(&self, id: u64) {
+        self.iommu.forget(id);
     }
 
     fn region(&self, spec: &RegionSpec<'_>) -> Result<Region, MemoryError> {

@@ -124,6 +124,8 @@ impl Notice {
             inbox::Notice::Done { .. } => "done",
             inbox::Notice::Call { .. } => "call",
             inbox::Notice::Event { .. } => "event",
+            inbox::Notice::Miss { .. } => "miss",
+            inbox::Notice::Denied { .. } => "denied",
             inbox::Notice::Broken { .. } => "broken",
             inbox::Notice::Warning { .. } => "warning",
         }
@@ -133,6 +135,9 @@ impl Notice {
     fn token(&self) -> u64 {
         match self.0 {
             inbox::Notice::Done { token, .. } | inbox::Notice::Call { token, .. } => token,
+            inbox::Notice::Miss { fault, .. } | inbox::Notice::Denied { fault, .. } => {
+                fault.access.bits().into()
+            }
             _ => 0,
         }
     }
@@ -142,6 +147,7 @@ impl Notice {
         match self.0 {
             inbox::Notice::Done { value, .. } => value,
             inbox::Notice::Call { queue, .. } => queue.into(),
+            inbox::Notice::Miss { fault, .. } | inbox::Notice::Denied { fault, .. } => fault.iova,
             _ => 0,
         }
     }
@@ -149,9 +155,10 @@ impl Notice {
     #[getter]
     fn queue(&self) -> Option<Queue> {
         match &self.0 {
-            inbox::Notice::Event { queue } | inbox::Notice::Broken { queue, .. } => {
-                Some(Queue(queue.clone()))
-            }
+            inbox::Notice::Event { queue }
+            | inbox::Notice::Miss { queue, .. }
+            | inbox::Notice::Denied { queue, .. }
+            | inbox::Notice::Broken { queue, .. } => Some(Queue(queue.clone())),
             _ => None,
         }
     }

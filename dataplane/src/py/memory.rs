@@ -5,7 +5,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
 use super::GuestMemoryError;
-use crate::memory::{self, MemoryError, RegionSpec};
+use crate::memory::{self, Access, MemoryError, RegionSpec};
 
 type Region = (u64, u64, u64, u64, i32);
 
@@ -78,6 +78,21 @@ impl GuestMemory {
                     "user address {user_address:#x}+{length:#x} is in no memory region"
                 ))
             })
+    }
+
+    fn iotlb_update(&self, iova: u64, size: u64, user_address: u64, access: u8) -> PyResult<()> {
+        let access = Access::from_bits(access).ok_or_else(|| {
+            GuestMemoryError::new_err(format!(
+                "access {access} is not 1 (read), 2 (write) or 3 (both)"
+            ))
+        })?;
+        self.0
+            .iotlb_update(iova, size, user_address, access)
+            .map_err(raise)
+    }
+
+    fn iotlb_invalidate(&self, iova: u64, size: u64) {
+        self.0.iotlb_invalidate(iova, size);
     }
 
     fn read<'py>(

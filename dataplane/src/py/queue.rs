@@ -14,9 +14,10 @@ use crate::notifier;
 use crate::ring::RingConfig;
 use crate::worker::{Kind, QueueConfig, QueueRef};
 
-/// Feature bits that change a ring (virtio 1.4 6).
+/// Feature bits that change how a ring is read (virtio 1.4 6).
 const RING_F_INDIRECT_DESC: u64 = 1 << 28;
 const RING_F_EVENT_IDX: u64 = 1 << 29;
+const F_ACCESS_PLATFORM: u64 = 1 << 33;
 
 fn borrow(fd: i32) -> PyResult<BorrowedFd<'static>> {
     if fd < 0 {
@@ -150,6 +151,7 @@ impl Queue {
                 next_used,
                 event_idx: features & RING_F_EVENT_IDX != 0,
                 indirect: features & RING_F_INDIRECT_DESC != 0,
+                translated: features & F_ACCESS_PLATFORM != 0,
             },
             big_endian,
             enabled,
@@ -193,6 +195,10 @@ impl Queue {
 
     fn kick(&self) {
         self.0.kick();
+    }
+
+    fn fail(&self, text: String) {
+        self.0.fail(text);
     }
 
     fn push_event(&self, token: u64, event: Vec<u8>) {

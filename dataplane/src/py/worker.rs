@@ -4,6 +4,7 @@ use pyo3::prelude::*;
 
 use super::inbox::Inbox;
 use super::lu::Lu;
+use super::memory::GuestMemory;
 use super::port::Port;
 use crate::worker::{self, Scope};
 
@@ -57,6 +58,10 @@ impl Worker {
     #[pyo3(signature = (token, *, lu=None))]
     fn quiesce(&self, token: u64, lu: Option<&Lu>) {
         self.0.quiesce(token, scope(None, lu, None));
+    }
+
+    fn quiesce_range(&self, token: u64, memory: &GuestMemory, iova: u64, size: u64) {
+        self.0.quiesce_range(token, memory.0.clone(), iova, size);
     }
 
     fn stop(&self, py: Python<'_>) {

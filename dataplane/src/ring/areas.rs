@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU16, AtomicU32, Ordering};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::{Endian, RingConfig, RingError, MAX_SIZE};
-use crate::memory::MemoryMap;
+use crate::memory::{Access, View};
 
 /// The buffer continues at `next`.
 pub(super) const DESC_F_NEXT: u16 = 1;
@@ -54,14 +54,51 @@ fn sizes(config: &RingConfig) -> (u64, u64, u64) {
     (16 * size, 4 + 2 * size + event, 4 + 8 * size + event)
 }
 
-/// Resolved parts of one ring; valid while the map they were resolved in lives.
+/// A part of a ring: contiguous for the driver, in one or more pieces of host memory.
+struct Part {
+    first: Piece,
+    /// Where an IOMMU or a border of regions scatters it.
+    others: Vec<Piece>,
+}
+
+#[derive(Clone, Copy)]
+struct Piece {
+    /// Offset in the part where the next piece begins.
+    end: usize,
+    /// Host address of offset 0, had this piece begun there.
+    origin: *mut u8,
+}
+
+impl Part {
+    const UNRESOLVED: Self = Self {
+        first: Piece {
+            end: 0,
+            origin: std::ptr::null_mut(),
+        },
+        others: Vec::new(),
+    };
+
+    /// Host address of `offset`, which is inside the part.
+    fn at(&self, offset: usize) -> *mut u8 {
+        let piece = if offset < self.first.end {
+            &self.first
+        } else {
+            let index = self.others.partition_point(|piece| piece.end <= offset);
+            &self.others[index]
+        };
+        piece.origin.wrapping_add(offset)
+    }
+}
+
+/// Resolved parts of one ring; valid while the map they were resolved in lives and the IOMMU has
+/// not withdrawn their translation.
 pub(super) struct Areas<E> {
     size: u16,
-    desc: *mut Desc,
+    desc: Part,
     /// flags, idx, ring[size], used_event
-    avail: *mut u16,
+    avail: Part,
     /// flags, idx, ring[size] of (id: u32, len: u32), avail_event
-    used: *mut u16,
+    used: Part,
     order: PhantomData<E>,
 }
 
@@ -69,17 +106,38 @@ pub(super) struct Areas<E> {
 unsafe impl<E: Endian> Send for Areas<E> {}
 
 impl<E: Endian> Areas<E> {
+    /// Nowhere yet: nothing may be read or written before `resolve`.
+    pub(super) fn unresolved() -> Self {
+        Self {
+            size: 0,
+            desc: Part::UNRESOLVED,
+            avail: Part::UNRESOLVED,
+            used: Part::UNRESOLVED,
+            order: PhantomData,
+        }
+    }
+
     /// Checks size, alignment and extent of all parts.
-    pub(super) fn resolve(map: &MemoryMap, config: &RingConfig) -> Result<Self, RingError> {
+    pub(super) fn resolve(view: &View<'_>, config: &RingConfig) -> Result<Self, RingError> {
         if !config.size.is_power_of_two() || config.size > MAX_SIZE {
             return Err(RingError::Size(config.size));
         }
         let (desc, avail, used) = sizes(config);
+        let parts = [
+            ("descriptor table", config.desc, desc, 16, Access::READ),
+            ("available ring", config.driver, avail, 2, Access::READ),
+            ("used ring", config.device, used, 4, Access::WRITE),
+        ];
+        // All alignments first: a ring that is wrong is refused before the IOMMU is asked.
+        for (area, address, _, alignment, _) in parts {
+            check_alignment(area, address, address, alignment)?;
+        }
+        let [desc, avail, used] = parts;
         Ok(Self {
             size: config.size,
-            desc: resolve(map, "descriptor table", config.desc, desc, 16)?.cast(),
-            avail: resolve(map, "available ring", config.driver, avail, 2)?.cast(),
-            used: resolve(map, "used ring", config.device, used, 4)?.cast(),
+            desc: resolve(view, desc)?,
+            avail: resolve(view, avail)?,
+            used: resolve(view, used)?,
             order: PhantomData,
         })
     }
@@ -98,26 +156,29 @@ impl<E: Endian> Areas<E> {
     fn avail_field(&self, index: usize) -> &AtomicU16 {
         debug_assert!(index < usize::from(self.size) + 3);
         // SAFETY: indices are 0, 1, 2 + slot, or 2 + size where the event field is mapped.
-        unsafe { self.u16_at(self.avail.add(index)) }
+        unsafe { self.u16_at(self.avail.at(2 * index).cast()) }
     }
 
     fn used_field(&self, index: usize) -> &AtomicU16 {
         // SAFETY: indices are 0, 1, or 2 + 4 * size where the event field is mapped.
-        unsafe { self.u16_at(self.used.add(index)) }
+        unsafe { self.u16_at(self.used.at(2 * index).cast()) }
+    }
+
+    fn desc_at(&self, index: u16) -> *mut Desc {
+        debug_assert!(index < self.size);
+        self.desc.at(Desc::SIZE * usize::from(index)).cast()
     }
 
     /// One read of descriptor `index`, which is below the size.
     pub(super) fn desc(&self, index: u16) -> Desc {
-        debug_assert!(index < self.size);
         // SAFETY: inside the table and aligned. Volatile: the driver may change the descriptor
         // meanwhile, so what is checked must be what is used and never be read again.
-        unsafe { self.desc.add(index.into()).read_volatile() }.swap::<E>()
+        unsafe { self.desc_at(index).read_volatile() }.swap::<E>()
     }
 
     pub(super) fn set_desc(&self, index: u16, desc: Desc) {
-        debug_assert!(index < self.size);
         // SAFETY: inside the table and aligned.
-        unsafe { self.desc.add(index.into()).write_volatile(desc.swap::<E>()) }
+        unsafe { self.desc_at(index).write_volatile(desc.swap::<E>()) }
     }
 
     pub(super) fn avail_flags(&self) -> u16 {
@@ -199,12 +260,12 @@ impl<E: Endian> Areas<E> {
     }
 
     fn used_pair(&self, index: u16) -> [&AtomicU32; 2] {
-        // SAFETY: inside the used ring; entries start 4 bytes into an area aligned to 4.
+        let entry = 4 + 8 * self.slot(index);
+        // SAFETY: inside the used ring; every piece of it is aligned to 4.
         unsafe {
-            let entry = self.used.cast::<u32>().add(1 + 2 * self.slot(index));
             [
-                AtomicU32::from_ptr(entry),
-                AtomicU32::from_ptr(entry.add(1)),
+                AtomicU32::from_ptr(self.used.at(entry).cast()),
+                AtomicU32::from_ptr(self.used.at(entry + 4).cast()),
             ]
         }
     }
@@ -224,21 +285,42 @@ impl<E: Endian> Areas<E> {
 }
 
 fn resolve(
-    map: &MemoryMap,
+    view: &View<'_>,
+    (area, address, length, alignment, access): (&'static str, u64, u64, usize, Access),
+) -> Result<Part, RingError> {
+    let mut found = Vec::new();
+    view.iovecs(address, length, access, &mut found)
+        .map_err(|source| RingError::Unmapped { area, source })?;
+    let mut part = Part::UNRESOLVED;
+    let mut offset = 0;
+    for (index, piece) in found.into_iter().enumerate() {
+        // A field lies in one piece, and on a host address that suits it, unless the table of
+        // regions or mappings is hostile.
+        let base = piece.iov_base.cast::<u8>();
+        check_alignment(area, address, offset as u64 | base.addr() as u64, alignment)?;
+        let origin = base.wrapping_sub(offset);
+        offset += piece.iov_len;
+        let end = offset;
+        match index {
+            0 => part.first = Piece { end, origin },
+            _ => part.others.push(Piece { end, origin }),
+        }
+    }
+    Ok(part)
+}
+
+fn check_alignment(
     area: &'static str,
     address: u64,
-    length: u64,
+    bits: u64,
     alignment: usize,
-) -> Result<*mut u8, RingError> {
-    let unmapped = |source| RingError::Unmapped { area, source };
-    let pointer = map.slice(address, length).map_err(unmapped)?;
-    // The driver aligns guest addresses; a hostile table can still put them on odd host addresses.
-    if address % alignment as u64 != 0 || pointer.addr() % alignment != 0 {
+) -> Result<(), RingError> {
+    if bits % alignment as u64 != 0 {
         return Err(RingError::Misaligned {
             area,
             address,
             alignment,
         });
     }
-    Ok(pointer)
+    Ok(())
 }

@@ -10,7 +10,7 @@ use super::areas::{
     Areas, Desc, AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, USED_F_NO_NOTIFY,
 };
 use super::{passes_event, Endian, RingConfig, RingError};
-use crate::memory::{GuestMemory, MemoryError, MemoryMap};
+use crate::memory::{GuestMemory, MemoryError, MemoryMap, View};
 
 /// One descriptor's worth of buffer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,6 +55,7 @@ impl RingConfig {
             next_used: None,
             event_idx: false,
             indirect: false,
+            translated: false,
         }
     }
 
@@ -80,10 +81,11 @@ pub struct DriverRing<E: Endian> {
 
 impl<E: Endian> DriverRing<E> {
     /// Lays out an empty ring at the addresses of `config`, its indices starting where `config`
-    /// says. Keeps to the memory table of now.
+    /// says, which are guest addresses here even if the device's are translated. Keeps to the
+    /// memory table of now.
     pub fn new(memory: &GuestMemory, config: RingConfig) -> Result<Self, DriverError> {
         let map = memory.load();
-        let areas = Areas::<E>::resolve(&map, &config)?;
+        let areas = Areas::<E>::resolve(&View::physical(&map), &config)?;
         let next_used = config.next_used.unwrap_or(config.next_avail);
         for index in 0..config.size {
             areas.set_desc(index, Desc::default());

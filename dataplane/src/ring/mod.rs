@@ -7,6 +7,7 @@ mod error;
 mod split;
 #[cfg(test)]
 mod tests;
+mod walk;
 
 use std::sync::Arc;
 
@@ -32,6 +33,8 @@ pub struct Chain {
     pub readable_len: u64,
     /// Bytes in `writable`.
     pub writable_len: u64,
+    /// I/O addresses, first and last, that the pieces were translated from.
+    pub iova: Vec<(u64, u64)>,
     /// Keeps what the pieces point to mapped; they are void without it.
     pub map: Option<Arc<MemoryMap>>,
 }
@@ -46,7 +49,15 @@ impl Chain {
         self.writable.clear();
         self.readable_len = 0;
         self.writable_len = 0;
+        self.iova.clear();
         self.map = None;
+    }
+
+    /// Whether a piece was translated from any address of [first, last].
+    pub fn uses(&self, first: u64, last: u64) -> bool {
+        self.iova
+            .iter()
+            .any(|&(start, end)| start <= last && first <= end)
     }
 }
 
@@ -68,14 +79,18 @@ pub struct RingConfig {
     pub event_idx: bool,
     /// VIRTIO_F_INDIRECT_DESC.
     pub indirect: bool,
+    /// VIRTIO_F_ACCESS_PLATFORM: addresses, those above too, are I/O virtual.
+    pub translated: bool,
 }
 
-/// The device's side of a virtqueue. After an error the ring is broken: stop it.
+/// The device's side of a virtqueue. After an error the ring is broken: stop it. Only a miss of the
+/// IOTLB ([`RingError::miss`]) is none: nothing was consumed or lost, so try again once it is mapped.
 pub trait Ring: Send {
     /// Takes the next chain into `chain`; false: there is none, and `chain` is empty.
     fn pop(&mut self, chain: &mut Chain) -> Result<bool, RingError>;
 
     /// Gives back the chain of `head` with `len` bytes written; the driver sees it on `publish`.
+    /// Never a miss: what cannot be written now is kept for `publish`.
     fn push_used(&mut self, head: u16, len: u32) -> Result<(), RingError>;
 
     /// Shows the driver all that was pushed; true: it wants a notification for that.

@@ -4,16 +4,10 @@
 use std::sync::atomic::{fence, Ordering};
 use std::sync::Arc;
 
-use zerocopy::{FromZeros, IntoBytes};
-
-use super::areas::{
-    Areas, Desc, AVAIL_F_NO_INTERRUPT, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, USED_F_NO_NOTIFY,
-};
+use super::areas::{Areas, Desc, AVAIL_F_NO_INTERRUPT, USED_F_NO_NOTIFY};
+use super::walk::Walk;
 use super::{passes_event, Chain, Endian, Ring, RingConfig, RingError};
 use crate::memory::{GuestMemory, MemoryMap};
-
-/// A chain describes at most this many bytes (virtio 2.7.5.2).
-const MAX_BYTES: u64 = 1 << 32;
 
 /// See [`Ring`].
 pub struct SplitRing<E: Endian> {
@@ -24,11 +18,19 @@ pub struct SplitRing<E: Endian> {
     /// fight over its cache line.
     map: Arc<MemoryMap>,
     areas: Areas<E>,
+    /// `areas` may be used; false while the IOTLB lacks some of them.
+    resolved: bool,
+    /// `GuestMemory::withdrawals` that `areas` belong to.
+    withdrawals: u64,
     config: RingConfig,
     next_avail: u16,
     /// Available index as last read; never re-read while chains up to it are left.
     avail_idx: u16,
     next_used: u16,
+    /// `next_used` is known: from `config`, or from the used ring once that was resolved.
+    begun: bool,
+    /// (head, bytes written) of chains given back while the used ring was not resolved.
+    backlog: Vec<(u16, u32)>,
     /// Used index as the driver sees it.
     published: u16,
     /// Chains popped and not pushed.
@@ -40,40 +42,74 @@ pub struct SplitRing<E: Endian> {
 }
 
 impl<E: Endian> SplitRing<E> {
-    /// Checks the ring's layout, and reads the used index unless `config` has it.
+    /// Checks the ring's layout, and reads the used index unless `config` has it. A ring that the
+    /// IOTLB lacks starts all the same: its first use is a miss.
     pub fn new(memory: Arc<GuestMemory>, config: RingConfig) -> Result<Self, RingError> {
         let shared = memory.load();
-        let areas = Areas::<E>::resolve(&shared, &config)?;
-        let next_used = config.next_used.unwrap_or_else(|| areas.used_idx());
-        let ring = Self {
+        let mut ring = Self {
             map: Arc::new(MemoryMap::clone(&shared)),
             memory,
             shared,
-            areas,
+            areas: Areas::unresolved(),
+            resolved: false,
+            withdrawals: 0,
             config,
             next_avail: config.next_avail,
             avail_idx: config.next_avail,
-            next_used,
-            published: next_used,
+            next_used: 0,
+            begun: false,
+            backlog: Vec::new(),
+            published: 0,
             in_flight: 0,
             kicks_suppressed: None,
             table: Vec::new(),
         };
-        ring.check_alive()?;
-        Ok(ring)
+        match ring.refresh() {
+            Err(error) if error.miss().is_none() => Err(error),
+            _ => Ok(ring),
+        }
     }
 
-    /// Follows the memory table. Every public function starts here, so that none uses a pointer
-    /// into memory that was gone before it was called.
+    /// Follows the memory table and the IOMMU. Every public function starts here, so that none uses
+    /// a pointer into memory that was gone before it was called.
     fn refresh(&mut self) -> Result<(), RingError> {
-        if !self.memory.is_current(&self.shared) {
-            let shared = self.memory.load();
-            self.areas = Areas::resolve(&shared, &self.config)?;
-            self.map = Arc::new(MemoryMap::clone(&shared));
-            self.shared = shared;
-            self.kicks_suppressed = None;
+        let withdrawn = self.config.translated && self.memory.withdrawals() != self.withdrawals;
+        if !self.resolved || withdrawn || !self.memory.is_current(&self.shared) {
+            self.resolve()?;
         }
         self.check_alive()
+    }
+
+    #[cold]
+    fn resolve(&mut self) -> Result<(), RingError> {
+        self.resolved = false;
+        if !self.memory.is_current(&self.shared) {
+            self.shared = self.memory.load();
+            self.map = Arc::new(MemoryMap::clone(&self.shared));
+        }
+        let view = self.memory.view(&self.map, self.config.translated);
+        self.areas = Areas::resolve(&view, &self.config)?;
+        self.withdrawals = view.withdrawals();
+        drop(view);
+        self.kicks_suppressed = None;
+        self.resolved = true;
+        if !self.begun {
+            self.next_used = self
+                .config
+                .next_used
+                .unwrap_or_else(|| self.areas.used_idx());
+            self.published = self.next_used;
+            self.begun = true;
+        }
+        for (head, len) in std::mem::take(&mut self.backlog) {
+            self.put_used(head, len);
+        }
+        Ok(())
+    }
+
+    fn put_used(&mut self, head: u16, len: u32) {
+        self.areas.set_used_entry(self.next_used, head.into(), len);
+        self.next_used = self.next_used.wrapping_add(1);
     }
 
     /// What is read from truncated memory are zeros of our own, not the driver's words.
@@ -118,114 +154,18 @@ impl<E: Endian> SplitRing<E> {
         Ok(Some(head))
     }
 
-    /// Collects the chain of `head`, through at most one indirect table at its end.
-    fn walk(&mut self, head: u16, chain: &mut Chain) -> Result<(), RingError> {
-        let limit = self.config.size;
-        // Honest buffers do not overlap, so each region border is crossed at most once.
-        let pieces = usize::from(limit) + self.map.regions().len();
-        let mut indirect = false;
-        let mut index = head;
-        let mut count = 0;
-        loop {
-            let desc = match indirect {
-                true => self.table[usize::from(index)].swap::<E>(),
-                false => self.areas.desc(index),
-            };
-            if desc.flags & DESC_F_INDIRECT != 0 {
-                self.load_table(head, desc, indirect)?;
-                indirect = true;
-                index = 0;
-                continue;
-            }
-            count += 1;
-            if count > limit {
-                return Err(RingError::TooLong { head, limit });
-            }
-            self.append(head, desc, chain)?;
-            if chain.readable.len() + chain.writable.len() > pieces {
-                return Err(RingError::Scattered {
-                    head,
-                    limit: pieces,
-                });
-            }
-            if desc.flags & DESC_F_NEXT == 0 {
-                return Ok(());
-            }
-            let length = match indirect {
-                true => self.table.len(),
-                false => limit.into(),
-            };
-            index = desc.next;
-            if usize::from(index) >= length {
-                return Err(RingError::Next {
-                    head,
-                    next: index,
-                    length,
-                });
-            }
-        }
-    }
-
-    /// Copies the table that `desc` points to; its WRITE flag means nothing (virtio 2.7.5.3.2).
-    fn load_table(&mut self, head: u16, desc: Desc, nested: bool) -> Result<(), RingError> {
-        if nested {
-            return Err(RingError::NestedIndirect { head });
-        }
-        if !self.config.indirect {
-            return Err(RingError::IndirectNotNegotiated { head });
-        }
-        if desc.flags & DESC_F_NEXT != 0 {
-            return Err(RingError::IndirectWithNext { head });
-        }
-        if desc.len == 0 || desc.len % Desc::SIZE as u32 != 0 {
-            return Err(RingError::IndirectLength {
-                head,
-                length: desc.len,
-            });
-        }
-        let entries = desc.len / Desc::SIZE as u32;
-        if entries > self.config.size.into() {
-            return Err(RingError::IndirectTooLong {
-                head,
-                entries,
-                limit: self.config.size,
-            });
-        }
-        self.table.resize_with(entries as usize, Desc::new_zeroed);
-        self.map
-            .read(desc.addr, self.table.as_mut_bytes())
-            .map_err(|source| RingError::IndirectUnmapped { head, source })
-    }
-
-    fn append(&self, head: u16, desc: Desc, chain: &mut Chain) -> Result<(), RingError> {
-        if desc.len == 0 {
-            return Ok(());
-        }
-        let writable = desc.flags & DESC_F_WRITE != 0;
-        let (pieces, bytes) = if writable {
-            (&mut chain.writable, &mut chain.writable_len)
-        } else {
-            (&mut chain.readable, &mut chain.readable_len)
-        };
-        self.map
-            .iovecs(desc.addr, desc.len.into(), pieces)
-            .map_err(|source| RingError::DataUnmapped { head, source })?;
-        *bytes += u64::from(desc.len);
-        if !writable && chain.writable_len > 0 {
-            return Err(RingError::ReadableAfterWritable { head });
-        }
-        if chain.readable_len + chain.writable_len > MAX_BYTES {
-            return Err(RingError::TooManyBytes { head });
-        }
-        Ok(())
-    }
-
     fn take(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
         self.refresh()?;
         let Some(head) = self.next_head()? else {
             return Ok(false);
         };
-        let walked = self.walk(head, chain);
+        let walk = Walk {
+            view: self.memory.view(&self.map, self.config.translated),
+            areas: &self.areas,
+            config: &self.config,
+            table: &mut self.table,
+        };
+        let walked = walk.collect(head, chain);
         self.check_alive()?;
         walked?;
         chain.head = head;
@@ -256,9 +196,11 @@ impl<E: Endian> Ring for SplitRing<E> {
     }
 
     fn push_used(&mut self, head: u16, len: u32) -> Result<(), RingError> {
-        self.refresh()?;
-        self.areas.set_used_entry(self.next_used, head.into(), len);
-        self.next_used = self.next_used.wrapping_add(1);
+        match self.refresh() {
+            Ok(()) => self.put_used(head, len),
+            Err(error) if error.miss().is_some() => self.backlog.push((head, len)),
+            Err(error) => return Err(error),
+        }
         self.in_flight = self.in_flight.saturating_sub(1);
         Ok(())
     }

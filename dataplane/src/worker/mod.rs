@@ -75,6 +75,14 @@ pub(crate) enum Mail {
     Kick {
         queue: u64,
     },
+    /// What a parked queue waited for is mapped.
+    Unpark {
+        queue: u64,
+    },
+    Fail {
+        queue: u64,
+        text: String,
+    },
     KickFd {
         queue: u64,
         kick: Option<Kick>,
@@ -110,6 +118,12 @@ pub(crate) enum Mail {
     Quiesce {
         token: u64,
         scope: Scope,
+    },
+    QuiesceRange {
+        token: u64,
+        memory: Arc<GuestMemory>,
+        first: u64,
+        last: u64,
     },
     Shutdown,
 }
@@ -281,6 +295,7 @@ impl QueueRef {
             stop: None,
             dead: false,
             want_event_buffers: false,
+            parked: false,
         };
         queue.mailbox.post(Mail::Attach(Box::new(run)));
         Ok(queue)
@@ -319,6 +334,14 @@ impl QueueRef {
 
     pub fn kick(&self) {
         self.mailbox.post(Mail::Kick { queue: self.id });
+    }
+
+    /// Breaks the ring for a reason that lies outside it.
+    pub fn fail(&self, text: String) {
+        self.mailbox.post(Mail::Fail {
+            queue: self.id,
+            text,
+        });
     }
 
     pub fn push_event(&self, token: u64, event: Vec<u8>) {
@@ -400,6 +423,17 @@ impl Worker {
 
     pub fn quiesce(&self, token: u64, scope: Scope) {
         self.mailbox.post(Mail::Quiesce { token, scope });
+    }
+
+    /// Done once no ring and no task, whoever has it, uses a translation of these I/O addresses
+    /// that was found before; `size` as in [`GuestMemory::iotlb_invalidate`], which comes first.
+    pub fn quiesce_range(&self, token: u64, memory: Arc<GuestMemory>, iova: u64, size: u64) {
+        self.mailbox.post(Mail::QuiesceRange {
+            token,
+            memory,
+            first: iova,
+            last: iova.saturating_add(size.wrapping_sub(1)),
+        });
     }
 
     /// Ends the thread once its running I/O is done. Idempotent.

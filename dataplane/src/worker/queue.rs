@@ -32,24 +32,19 @@ pub(crate) struct Run {
     /// The ring broke an invariant, or its driver is gone: it is not touched again.
     pub dead: bool,
     pub want_event_buffers: bool,
+    /// Waits for a translation; nothing is taken or published until then.
+    pub parked: bool,
 }
 
 impl Run {
     /// May chains be taken?
     pub fn runs(&self) -> bool {
-        self.enabled && !self.dead && self.stop.is_none()
+        self.enabled && !self.dead && !self.parked && self.stop.is_none()
     }
 
     /// The next chain, counted as in flight. False: there is none, and kicks are wanted again.
-    pub fn take(&mut self, chain: &mut Chain) -> Result<bool, String> {
-        let popped = self.pop(chain).map_err(|error| error.to_string())?;
-        if popped && self.in_flight == self.size {
-            // Its descriptors are all in use: the driver has offered some of them twice.
-            return Err(format!(
-                "more chains are in flight than its size of {}",
-                self.size
-            ));
-        }
+    pub fn take(&mut self, chain: &mut Chain) -> Result<bool, RingError> {
+        let popped = self.pop(chain)?;
         self.in_flight += usize::from(popped);
         Ok(popped)
     }

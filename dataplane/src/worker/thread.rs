@@ -12,13 +12,15 @@ use super::drain::Drains;
 use super::queue::Run;
 use super::uring::Uring;
 use super::{Answer, Kind, Mail, Mailbox, Reply, Scope};
-use crate::engine::{Io, IoKind};
+use crate::engine::{Io, IoKind, Partial};
 use crate::inbox::{Command, Control, Inbox, Message, Notice};
 use crate::iov::Cursor;
 use crate::lu;
+use crate::memory::{Fault, GuestMemory};
 use crate::notifier::Notifier;
 use crate::pool::pool;
 use crate::port;
+use crate::ring::RingError;
 use crate::sbc::{self, Outcome, Plan};
 use crate::task::{Slab, State, TaskRef, MAX_CDB};
 use crate::wire::{self, CmdReq, CMD_REQ_FIXED, CMD_RESP_FIXED};
@@ -288,6 +290,43 @@ impl Thread {
         });
     }
 
+    /// What becomes of a queue whose ring reported this.
+    fn failed(&mut self, key: usize, error: &RingError) {
+        if let Some(fault) = error.miss() {
+            return self.park(key, fault);
+        }
+        if let (Some(fault), Some(queue)) = (error.denied(), self.queue(key)) {
+            let queue = queue.handle.clone();
+            self.inbox.notice(Notice::Denied { queue, fault });
+        }
+        self.broken(key, &error.to_string());
+    }
+
+    /// Leaves a queue alone until `fault` is mapped. All that it has to take or to publish stays.
+    fn park(&mut self, key: usize, fault: Fault) {
+        let mailbox = self.mailbox.clone();
+        let Some(queue) = self.queue(key) else { return };
+        let id = queue.handle.id;
+        let wake = move || mailbox.post(Mail::Unpark { queue: id });
+        if queue.memory.wait(id, fault, wake) {
+            queue.parked = true;
+            let queue = queue.handle.clone();
+            self.inbox.notice(Notice::Miss { queue, fault });
+        } else {
+            self.unpark(id);
+        }
+    }
+
+    fn unpark(&mut self, id: u64) {
+        if let Some((key, queue)) = self.named(id) {
+            queue.parked = false;
+            if queue.unpublished {
+                self.touched.push(key);
+            }
+            self.mark_ready(key);
+        }
+    }
+
     /// Takes chains from a ready queue, at most `BUDGET`.
     fn serve(&mut self, key: usize) {
         let Some(queue) = self.queue(key) else { return };
@@ -296,7 +335,7 @@ impl Thread {
             return self.look_for_event_buffers(key);
         }
         if let Err(error) = queue.ring.suppress_kicks() {
-            return self.broken(key, &error.to_string());
+            return self.failed(key, &error);
         }
         for _ in 0..BUDGET {
             let slot = self.tasks.reserve();
@@ -319,7 +358,7 @@ impl Thread {
                 Ok(false) => return self.tasks.release(slot),
                 Err(error) => {
                     self.tasks.release(slot);
-                    return self.broken(key, &error);
+                    return self.failed(key, &error);
                 }
             }
         }
@@ -333,23 +372,27 @@ impl Thread {
                 continue;
             };
             let mut failure = None;
-            if queue.unpublished && !queue.dead {
-                queue.unpublished = false;
+            // A queue that ends tries once more: its driver may not answer misses any longer.
+            if queue.unpublished && !queue.dead && (!queue.parked || queue.stop.is_some()) {
                 match queue.ring.publish() {
-                    Ok(true) => queue.notifier.notify(&self.inbox, queue.handle.index),
-                    Ok(false) => {}
-                    Err(error) => failure = Some(error.to_string()),
+                    Ok(wanted) => {
+                        queue.unpublished = false;
+                        if wanted {
+                            queue.notifier.notify(&self.inbox, queue.handle.index);
+                        }
+                    }
+                    Err(error) => failure = Some(error),
                 }
                 if queue.memory.is_dead() {
-                    failure = Some("guest memory behind it has vanished (truncated file)".into());
+                    failure = Some(RingError::Truncated);
                 }
             }
             if let (Some(token), 0) = (queue.stop, queue.in_flight) {
                 let next_avail = queue.ring.next_avail();
                 self.done.push((token, u64::from(next_avail)));
                 self.remove(key);
-            } else if let Some(text) = failure {
-                self.broken(key, &text);
+            } else if let Some(error) = failure {
+                self.failed(key, &error);
             }
         }
         for (token, value) in self.done.drain(..) {
@@ -361,6 +404,16 @@ impl Thread {
         self.unwatch(key);
         if let Some(run) = self.queues[key].take() {
             self.keys.remove(&run.handle.id);
+            run.memory.forget(run.handle.id);
+            if run.unpublished && !run.dead {
+                let index = run.handle.index;
+                self.inbox.notice(Notice::Warning {
+                    text: format!(
+                        "queue {index} was stopped while the IOTLB had no translation of its used \
+                         ring: the driver does not learn what was completed last"
+                    ),
+                });
+            }
         }
         self.update_polled();
     }
@@ -389,6 +442,12 @@ impl Thread {
             Mail::Kick { queue } => {
                 if let Some((key, _)) = self.named(queue) {
                     self.mark_ready(key);
+                }
+            }
+            Mail::Unpark { queue } => self.unpark(queue),
+            Mail::Fail { queue, text } => {
+                if let Some((key, _)) = self.named(queue) {
+                    self.broken(key, &text);
                 }
             }
             Mail::KickFd { queue, kick, poll } => self.set_kick(queue, kick, poll),
@@ -428,6 +487,17 @@ impl Thread {
                     .into_iter()
                     .filter(|task| self.tasks.get(task.slot).state == State::Running)
                     .collect();
+                self.drains
+                    .add(token, waiting.len() as u64, waiting, &mut self.done);
+            }
+            Mail::QuiesceRange {
+                token,
+                memory,
+                first,
+                last,
+            } => {
+                // Rings look again before their next use, which comes after this mail.
+                let waiting = self.using(&memory, first, last);
                 self.drains
                     .add(token, waiting.len() as u64, waiting, &mut self.done);
             }
@@ -511,16 +581,16 @@ impl Thread {
                         let written = Cursor::new(&chain.writable).write(event);
                         match queue.ring.push_used(chain.head, written as u32) {
                             Ok(()) => value = 1,
-                            Err(error) => failure = Some(error.to_string()),
+                            Err(error) => failure = Some(error),
                         }
                         queue.unpublished = true;
                         self.touched.push(key);
                     }
                     Ok(false) => {}
-                    Err(error) => failure = Some(error.to_string()),
+                    Err(error) => failure = Some(error),
                 }
                 if let Some(error) = failure {
-                    self.broken(key, &error);
+                    self.failed(key, &error);
                 }
             }
         }
@@ -540,10 +610,7 @@ impl Thread {
                 self.inbox.notice(Notice::Event { queue });
             }
             Ok(_) => {}
-            Err(error) => {
-                let error = error.to_string();
-                self.broken(key, &error);
-            }
+            Err(error) => self.failed(key, &error),
         }
     }
 
@@ -594,6 +661,22 @@ impl Thread {
                         .as_ref()
                         .is_none_or(|wanted| lu.is_some_and(|lu| Arc::ptr_eq(wanted, lu)))
                     && scope.tag.is_none_or(|tag| tag == task.header.tag)
+            })
+            .map(|(slot, task)| TaskRef {
+                slot,
+                generation: task.generation,
+            })
+            .collect()
+    }
+
+    /// Tasks, on any kind of queue, with pieces translated from I/O addresses of [first, last].
+    fn using(&self, memory: &Arc<GuestMemory>, first: u64, last: u64) -> HashSet<TaskRef> {
+        self.tasks
+            .live()
+            .filter(|(_, task)| {
+                let queue = self.queues.get(task.queue).and_then(Option::as_ref);
+                queue.is_some_and(|queue| Arc::ptr_eq(memory, &queue.memory))
+                    && task.chain.uses(first, last)
             })
             .map(|(slot, task)| TaskRef {
                 slot,
@@ -916,6 +999,14 @@ impl Thread {
         let (Some(policy), Some(io)) = (task.policy.clone(), task.io) else {
             return;
         };
+        if let Err(error) = &result {
+            if Partial::split(error).1.raw_os_error() == Some(libc::EFAULT) {
+                // Truncated guest memory that the kernel met before we did.
+                if let Some(queue) = &self.queues[task.queue] {
+                    queue.memory.condemn();
+                }
+            }
+        }
         let outcome = sbc::complete(&policy, task.cdb(), &io, result);
         self.outcome(slot, &outcome);
     }
@@ -997,7 +1088,7 @@ impl Thread {
             if !queue.dead {
                 match queue.ring.push_used(head, used) {
                     Ok(()) => queue.unpublished = true,
-                    Err(error) => failure = Some(error.to_string()),
+                    Err(error) => failure = Some(error),
                 }
             }
             self.touched.push(key);
@@ -1005,7 +1096,7 @@ impl Thread {
         self.tasks.release(slot);
         self.drains.completed(task_ref, &mut self.done);
         if let Some(error) = failure {
-            self.broken(key, &error);
+            self.failed(key, &error);
         }
     }
 }

@@ -1,17 +1,18 @@
 """The driver at registers played in Python: what it accesses, how, and in which order."""
 
+import time
 from collections.abc import Callable
 
 import pytest
 
 from tests.unit.driver.registers import BASE, BY_OFFSET, Access, FakeRegisters, legacy
 from vscsi_emu.driver.dma import DmaAllocator
-from vscsi_emu.driver.mmio import MmioError, VirtioMmioBus
+from vscsi_emu.driver.mmio import MmioError, NeedsReset, VirtioMmioBus
 from vscsi_emu.driver.virtio_scsi import Options, VirtioScsi
 from vscsi_emu.driver.vring import RingLayout
 from vscsi_emu.virtio import config
 from vscsi_emu.virtio.config import ScsiConfig
-from vscsi_emu.virtio.features import Feature
+from vscsi_emu.virtio.features import Feature, Status
 from vscsi_emu.virtio.mmio_registers import LEGACY, MODERN, InterruptBit, Register
 from vscsi_emu.virtio.mmio_registers import Access as Direction
 
@@ -118,12 +119,15 @@ def test_every_access_has_the_width_of_what_it_accesses(make: Callable[[], FakeR
         assert access.offset % access.size == 0
 
 
-@pytest.mark.normative("mmio.init.r6")
+@pytest.mark.normative("mmio.init.r6", "init.r4")
 def test_general_initialization_follows() -> None:
     registers = FakeRegisters()
     probe(registers)
     statuses = [value for register, value in registers.written() if register is Register.STATUS]
     assert statuses == [0, 1, 3, 11, 15]
+    features_ok = registers.written().index((Register.STATUS, 11))
+    later = [register for register, _ in registers.written()[features_ok:]]
+    assert Register.DRIVER_FEATURES not in later
 
 
 @pytest.mark.normative("mmio.reg.r12", "mmio.reg.r13")
@@ -149,8 +153,20 @@ def test_a_modern_device_without_version_1_is_refused() -> None:
     registers = FakeRegisters(features=int(Feature.SCSI_HOTPLUG))
     with pytest.raises(MmioError, match="VERSION_1"):
         probe(registers)
-    assert registers.status & 0x80
-    assert not registers.status & 4
+    assert registers.status & Status.FAILED
+    assert not registers.status & Status.DRIVER_OK
+
+
+@pytest.mark.normative("status.r3")
+def test_after_a_failure_initialization_begins_with_a_reset() -> None:
+    registers = FakeRegisters(features=0)
+    with pytest.raises(MmioError):
+        probe(registers)
+    assert registers.written()[-1] == (Register.STATUS, Status.FAILED | 3)
+    registers.features = int(Feature.VERSION_1)
+    registers.log.clear()
+    probe(registers)
+    assert registers.written()[0] == (Register.STATUS, 0)
 
 
 @pytest.mark.normative("reset.r1")
@@ -293,7 +309,9 @@ def test_stopping_a_queue_is_read_back(make: Callable[[], FakeRegisters]) -> Non
     assert registers.offsets("read") == [register] * 4
 
 
-@pytest.mark.normative("mmio.reg.r21", "mmio.reg.r22", "mmio.reg.r23")
+@pytest.mark.normative(
+    "mmio.reg.r21", "mmio.reg.r22", "mmio.reg.r23", "vqreset.r1", "vqreset.r3", "vqreset.r4"
+)
 def test_a_queue_reset_is_over_when_it_reads_0() -> None:
     registers = FakeRegisters()
     bus = attach(registers)
@@ -376,7 +394,9 @@ def test_an_interrupt_is_read_and_acknowledged(status: int) -> None:
     registers.log.clear()
     registers.interrupts = [status]
     ready = bus.wait([2], 0.0)
-    assert registers.offsets("read") == [Register.INTERRUPT_STATUS]
+    # After a configuration change the driver also looks whether the device is well.
+    looks = [Register.STATUS] if status & 2 else []
+    assert registers.offsets("read") == [Register.INTERRUPT_STATUS, *looks]
     assert registers.written() == [(Register.INTERRUPT_ACK, status)]
     assert ready == ({2} if status & 1 else set())
     assert bus.config_changes == status >> 1
@@ -404,6 +424,31 @@ def test_a_used_buffer_may_be_of_any_queue() -> None:
     others = set(device.queues) - {3}
     assert bus.wait(others, 0.0) == others
     assert bus.wait(device.queues, 0.0) == set()
+
+
+@pytest.mark.normative("status.r4")
+def test_a_broken_device_is_not_waited_for() -> None:
+    registers = FakeRegisters()
+    bus, device = probe(registers)
+    registers.status |= Status.NEEDS_RESET
+    registers.interrupts = [2]
+    began = time.monotonic()
+    with pytest.raises(NeedsReset):
+        device.execute(0, 0, bytes(6))
+    assert time.monotonic() - began < 1.0
+    registers.log.clear()
+    bus.reset()
+    assert registers.written() == [(Register.STATUS, 0)]
+
+
+@pytest.mark.normative("notif.r1")
+def test_a_notification_is_the_index_of_its_queue() -> None:
+    registers = FakeRegisters()
+    bus, _ = probe(registers)
+    registers.log.clear()
+    for index in (2, 4):
+        bus.notify(index)
+    assert registers.written() == [(Register.QUEUE_NOTIFY, 2), (Register.QUEUE_NOTIFY, 4)]
 
 
 def test_a_line_that_stays_asserted_for_nothing_ends_with_the_deadline() -> None:

@@ -1,9 +1,20 @@
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vscsi_emu.driver.host_byte import split_residual
-from vscsi_emu.driver.request import Framing, cut_at, every, joined, paged, separate
+from vscsi_emu.driver.request import (
+    Framing,
+    Request,
+    Result,
+    cut_at,
+    every,
+    joined,
+    paged,
+    separate,
+)
 from vscsi_emu.driver.scan import ScanError, decode_reported, sense_key
 
 FRAMINGS = st.one_of(
@@ -57,3 +68,15 @@ def test_sense_keys() -> None:
     assert sense_key(bytes.fromhex("7000060000000000")) == 6
     assert sense_key(bytes.fromhex("7205240000000000")) == 5
     assert sense_key(b"") == 0
+
+
+@pytest.mark.parametrize(
+    ("residual", "out", "into", "data"),
+    [(0, 0, 0, b"abcd"), (3, 0, 3, b"a"), (4, 0, 4, b""), (9, 5, 4, b""), (99, 10, 4, b"")],
+)
+def test_a_residual_of_both_directions(residual: int, out: int, into: int, data: bytes) -> None:
+    """Data-out moves first, so what is missing is data-in's before it is data-out's."""
+    request = Request(bytes(8), bytes(6), 1, data_out=bytes(10), data_in_length=4)
+    reply = struct.pack("<IIHBB", 0, residual, 0, 0, 0) + bytes(96) + b"abcd"
+    result = Result.unpack(reply, 96, request)
+    assert (result.residual_out, result.residual_in, result.data) == (out, into, data)

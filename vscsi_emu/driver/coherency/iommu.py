@@ -58,6 +58,14 @@ class Iommu:
         for page in pages:
             self._count(page, self._pages.setdefault(page, _Page(page + offset)), permission, 1)
 
+    def allowed(self, iova: int) -> Permission:
+        """What the page of `iova` is mapped for."""
+        page = self._pages.get(iova - iova % PAGE)
+        if page is None:
+            return Permission(0)
+        readable = Permission.READ if page.readers else Permission(0)
+        return readable | (Permission.WRITE if page.writers else Permission(0))
+
     def unmap(self, iova: int, length: int, permission: Permission) -> None:
         """Takes back one `map`; `KeyError` if there is none like it."""
         pages = _pages(iova, length)

@@ -40,7 +40,7 @@ class Commands:
             "b64read": (2, self._b64read),
             "b64write": (3, self._b64write),
             "memset": (3, self._memset),
-            "endianness": (0, lambda: "little"),
+            "endianness": (0, lambda *_: "little"),
             "clock_step": (0, self._clock_step),
             "clock_set": (1, self._clock_set),
             "irq_intercept_in": (1, self._intercept),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Callable
 
 from vscsi_emu.transport.vhost_user.channel import Channel
 from vscsi_emu.virtio import vhost_user as vu
@@ -23,7 +24,8 @@ class Backchannel:
         self._channel = Channel(connection)
         self._acknowledged = acknowledged
         self._name = name
-        self._waiting: dict[tuple[vu.MessageType, vu.Payload], None] = {}
+        self._waiting: dict[tuple[vu.MessageType, vu.Payload], list[Callable[[], None]]] = {}
+        """With whom to tell if the front end fails the request."""
         self._wake = asyncio.Event()
         self._task = asyncio.get_running_loop().create_task(self._run())
 
@@ -36,8 +38,19 @@ class Backchannel:
     def vring_err(self, index: int) -> None:
         self._post(vu.BACKEND_VRING_ERR, vu.VringState(index, 0))
 
-    def _post(self, message: vu.MessageType, payload: vu.Payload) -> None:
-        self._waiting[message, payload] = None
+    def iotlb_miss(self, iova: int, access: int, refused: Callable[[], None]) -> None:
+        """`refused` is called if the front end says that it has no such mapping."""
+        payload = vu.IotlbMessage(iova, 0, 0, access, vu.IotlbType.MISS)
+        self._post(vu.BACKEND_IOTLB_MSG, payload, refused)
+
+    def iotlb_access_failure(self, iova: int, access: int) -> None:
+        payload = vu.IotlbMessage(iova, 0, 0, access, vu.IotlbType.ACCESS_FAIL)
+        self._post(vu.BACKEND_IOTLB_MSG, payload)
+
+    def _post(
+        self, message: vu.MessageType, payload: vu.Payload, *failed: Callable[[], None]
+    ) -> None:
+        self._waiting.setdefault((message, payload), []).extend(failed)
         self._wake.set()
 
     async def _run(self) -> None:
@@ -47,16 +60,20 @@ class Backchannel:
                 self._wake.clear()
                 while self._waiting:
                     message, payload = next(iter(self._waiting))
-                    del self._waiting[message, payload]
-                    await self._request(message, payload)
+                    failed = self._waiting.pop((message, payload))
+                    if not await self._request(message, payload):
+                        log.warning("%s: the front end failed %s", self._name, message)
+                        for tell in failed:
+                            tell()
         except (ConnectionError, vu.WireError) as error:
             log.warning("%s: back-end channel lost: %s", self._name, error)
             self._channel.close()
 
-    async def _request(self, message: vu.MessageType, payload: vu.Payload) -> None:
+    async def _request(self, message: vu.MessageType, payload: vu.Payload) -> bool:
+        """Whether the front end did it, as far as it says."""
         await self._channel.send(message.encode(payload, need_reply=self._acknowledged))
         if not self._acknowledged:
-            return
+            return True
         packet = await self._channel.receive()
         if packet is None:
             raise ConnectionError("the front end closed it")
@@ -64,8 +81,7 @@ class Backchannel:
             answer = message.decode_reply(packet)
         finally:
             packet.close()
-        if answer != vu.U64(0):
-            log.warning("%s: the front end failed %s", self._name, message)
+        return answer == vu.U64(0)
 
     async def close(self) -> None:
         self._task.cancel()

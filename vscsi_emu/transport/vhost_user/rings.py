@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
 from vscsi_emu.transport.vhost_user.errors import RefusedError, WireError
+from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
@@ -198,7 +199,7 @@ class Rings:
         return _dataplane.Notifier.none()
 
     def _to_guest(self, address: int, length: int) -> int:
-        if self.guest_addresses:
+        if self.guest_addresses or Feature.ACCESS_PLATFORM in self._hba.features:
             return address
         return self._memory.user_to_guest(address, length)
 

@@ -99,13 +99,21 @@ class VhostUserServer:
     """Serves an HBA on a socket that listens, or is connected already (`--fd`)."""
 
     def __init__(
-        self, hba: Hba, sock: socket.socket, *, path: str | None = None, in_band: bool = False
+        self,
+        hba: Hba,
+        sock: socket.socket,
+        *,
+        path: str | None = None,
+        in_band: bool = False,
+        access_platform: bool = False,
     ) -> None:
-        """`path`, if given, is removed when the server closes. `in_band`: see `Session`."""
+        """`path`, if given, is removed when the server closes. `in_band`, `access_platform`: see
+        `Session`."""
         sock.setblocking(False)
         self._hba = hba
         self._socket = sock
         self._in_band = in_band
+        self._access_platform = access_platform
         self._path = path
         self._inode = os.stat(path).st_ino if path else None
         self._name = path or f"fd {sock.fileno()}"
@@ -125,7 +133,13 @@ class VhostUserServer:
             self.close()
 
     def _session(self, connection: socket.socket) -> Session:
-        return Session(connection, self._hba, name=self._name, in_band=self._in_band)
+        return Session(
+            connection,
+            self._hba,
+            name=self._name,
+            in_band=self._in_band,
+            access_platform=self._access_platform,
+        )
 
     def close(self) -> None:
         """Stops listening and removes the socket, if it is still ours."""

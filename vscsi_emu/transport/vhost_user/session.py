@@ -14,9 +14,10 @@ from vscsi_emu.hba import FeatureError
 from vscsi_emu.transport.vhost_user.backchannel import Backchannel
 from vscsi_emu.transport.vhost_user.channel import Channel
 from vscsi_emu.transport.vhost_user.errors import RefusedError, WireError
+from vscsi_emu.transport.vhost_user.iotlb import Iotlb
 from vscsi_emu.transport.vhost_user.rings import Rings
 from vscsi_emu.virtio import vhost_user as vu
-from vscsi_emu.virtio.features import Status
+from vscsi_emu.virtio.features import Feature, Status
 from vscsi_emu.virtio.scsi import Response
 from vscsi_emu.virtio.vhost_user import ProtocolFeature
 
@@ -47,14 +48,23 @@ class Session:
     """The state machine of one connection."""
 
     def __init__(
-        self, connection: socket.socket, hba: Hba, *, name: str, in_band: bool = False
+        self,
+        connection: socket.socket,
+        hba: Hba,
+        *,
+        name: str,
+        in_band: bool = False,
+        access_platform: bool = False,
     ) -> None:
-        """`name` begins this session's log lines. `in_band`: offer in-band notifications."""
+        """`name` begins this session's log lines. `in_band`: offer in-band notifications.
+        `access_platform`: offer ACCESS_PLATFORM, to a front end that has an IOMMU."""
         self._channel = Channel(connection)
         self._hba = hba
         self._name = name
         self._memory = _dataplane.GuestMemory()
         self._rings = Rings(hba, self._memory, name)
+        self._iotlb = Iotlb(self._memory, hba.runtime, name)
+        self._access_platform = access_platform
         self._offered = PROTOCOL_FEATURES
         if in_band:
             self._offered |= ProtocolFeature.INBAND_NOTIFICATIONS
@@ -69,7 +79,7 @@ class Session:
         Then the rings are drained and every descriptor is closed. Never raises for what the
         front end did: one log line says why a session ended early.
         """
-        self._hba.connect(self)
+        self._hba.connect(self, self._iotlb if self._access_platform else None)
         gone = False
         messages = 0
         try:
@@ -175,10 +185,18 @@ class Session:
     # taken) and returns the message's own reply, if it has one.
 
     async def _get_features(self, _payload: vu.Empty, _packet: vu.Packet) -> vu.U64:
-        return vu.U64(self._hba.device_features | vu.F_PROTOCOL_FEATURES)
+        features = self._hba.device_features
+        if self._protocol and ProtocolFeature.BACKEND_REQ not in self._protocol:
+            features &= ~Feature.ACCESS_PLATFORM
+        return vu.U64(features | vu.F_PROTOCOL_FEATURES)
 
     async def _set_features(self, payload: vu.U64, _packet: vu.Packet) -> None:
-        self._hba.set_features(payload.value & ~vu.F_PROTOCOL_FEATURES)
+        wanted = payload.value & ~vu.F_PROTOCOL_FEATURES
+        if wanted & Feature.ACCESS_PLATFORM and ProtocolFeature.BACKEND_REQ not in self._protocol:
+            raise FeatureError("ACCESS_PLATFORM needs BACKEND_REQ, to ask for translations")
+        self._hba.set_features(wanted)
+        # Another driver may come now; what changed while rings were stopped was not told.
+        self._iotlb.flush()
         if not payload.value & vu.F_PROTOCOL_FEATURES:
             self._rings.enable_all()
 
@@ -234,6 +252,12 @@ class Session:
         except _dataplane.GuestMemoryError as error:
             raise RefusedError(str(error)) from None
 
+    async def _iotlb_msg(self, payload: vu.IotlbMessage, _packet: vu.Packet) -> vu.U64:
+        if Feature.ACCESS_PLATFORM not in self._hba.features:
+            log.warning("%s: IOTLB_MSG came without ACCESS_PLATFORM", self._name)
+            return vu.U64(1)
+        return vu.U64(not await self._iotlb.change(payload))
+
     # Rings
 
     async def _set_vring_num(self, payload: vu.VringState, _packet: vu.Packet) -> None:
@@ -248,7 +272,10 @@ class Session:
         await self._rings.set_base(payload.index, payload.num)
 
     async def _get_vring_base(self, payload: vu.VringState, _packet: vu.Packet) -> vu.VringState:
-        return vu.VringState(payload.index, await self._rings.stop(payload.index))
+        base = await self._rings.stop(payload.index)
+        if not self._rings.any_started:
+            self._iotlb.flush()
+        return vu.VringState(payload.index, base)
 
     async def _set_vring_kick(self, payload: vu.VringFd, packet: vu.Packet) -> None:
         self._rings.set_kick(payload.index, packet.fds[0] if packet.fds else -1)
@@ -291,6 +318,7 @@ class Session:
             acknowledged=ProtocolFeature.REPLY_ACK in self._protocol,
             name=self._name,
         )
+        self._iotlb.backchannel = self._backchannel
         inband = ProtocolFeature.INBAND_NOTIFICATIONS in self._protocol
         if inband and self._rings.inband_token is None:
             self._rings.inband_token = self._hba.runtime.add_inband(self._vring_call)
@@ -358,6 +386,7 @@ _SERVED: Final[Mapping[vu.MessageType, _Handler]] = {
     vu.SET_OWNER: Session._set_owner,
     vu.RESET_OWNER: Session._reset_owner,
     vu.SET_MEM_TABLE: Session._set_mem_table,
+    vu.IOTLB_MSG: Session._iotlb_msg,
     vu.SET_VRING_NUM: Session._set_vring_num,
     vu.SET_VRING_ADDR: Session._set_vring_addr,
     vu.SET_VRING_BASE: Session._set_vring_base,

@@ -5,6 +5,7 @@ mod hostile;
 mod notification;
 mod roundtrip;
 mod shared;
+mod translated;
 
 use std::sync::Arc;
 

@@ -98,6 +98,14 @@ def test_endianness(machine: Machine) -> None:
     assert machine("endianness") == "OK little"
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["endianness now", "readb 0 1 2", "clock_step 5 6", "memset 0 1 2 3", "write 0 1 0x00 4"],
+)
+def test_arguments_too_many_are_ignored(machine: Machine, line: str) -> None:
+    assert machine(line).startswith("OK")
+
+
 def test_interception(machine: Machine) -> None:
     assert not machine.commands.intercepting
     assert machine("irq_intercept_in ioapic") == "OK"
