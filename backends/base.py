@@ -56,6 +56,11 @@ class Backend:
     def serial(self) -> str:
         return self.spec.serial or self.naa
 
+    @property
+    def state_path(self) -> str | None:
+        """Path of the file that keeps the unit's state over restarts; None: it is forgotten."""
+        return self.spec.state
+
     def flush(self) -> None:
         """Makes everything written durable. Blocks: call it off the event loop."""
 

@@ -34,6 +34,7 @@ class FileBackend(Backend):
         self._fd = _open(spec, self.path)
         try:
             is_device = stat.S_ISBLK(os.fstat(self._fd).st_mode)
+            self._is_image = not is_device
             _lock(self._fd, spec)
             if is_device:
                 self._check_device_block_size()
@@ -57,6 +58,13 @@ class FileBackend(Backend):
         except BaseException:
             os.close(self._fd)
             raise
+
+    @property
+    def state_path(self) -> str | None:
+        """Beside an image that may be written; there is no such place beside a device node."""
+        if self.spec.state is None and self._is_image and not self.spec.read_only:
+            return self.path + ".state"
+        return self.spec.state
 
     def flush(self) -> None:
         if not self.spec.read_only:

@@ -50,6 +50,8 @@ class LunSpec:
     lbprz: bool = False
     removable: bool = False
     write_cache: bool = True
+    state: str | None = None
+    """File that keeps what must outlive the server, such as persistent reservations."""
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     """Keys that only this scheme knows."""
 
@@ -98,6 +100,12 @@ def _physical_block_size(text: str) -> int:
     if not 512 <= size <= MAX_PHYSICAL_BLOCK or size & (size - 1):
         raise SpecError(f"{text!r} is not a power of two from 512 to {MAX_PHYSICAL_BLOCK}")
     return size
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise SpecError("names no file")
+    return text
 
 
 def _cache(text: str) -> bool:
@@ -157,6 +165,7 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "lbprz": _Key("lbprz", parse_switch),
         "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
+        "state": _Key("state", _path),
     }
 )
 """The keys that every scheme takes."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,6 +24,9 @@ from vscsi_emu.backends.uri import (
 
 MAX_QUEUES: Final = 254
 """Request queues of one HBA: vhost-user numbers 256 rings, two of which are not for requests."""
+
+MAX_HBAS: Final = 255
+"""Of one process, so that relative target port identifiers stay within 16 bits."""
 
 _LUN_KEYS: Final = ("id", "uri")
 _HBA_KEYS: Final = ("socket", "queues", "luns", "initiator", "in-band", "access-platform")
@@ -151,7 +155,18 @@ class _Reader:
         for hba in hbas:
             if sockets.count(hba.socket) > 1:
                 raise ConfigError(f"{self._path}: two [[hba]] tables have socket {hba.socket!r}")
+        self._distinct_initiators(hbas)
+        if len(hbas) > MAX_HBAS:
+            raise ConfigError(f"{self._path}: {len(hbas)} [[hba]] tables; use at most {MAX_HBAS}")
         return Config(tuple(luns.values()), tuple(hbas))
+
+    def _distinct_initiators(self, hbas: Iterable[HbaConfig]) -> None:
+        """Reservations tell initiator ports apart by these names."""
+        seen: set[str] = set()
+        for name in (hba.initiator.lower() for hba in hbas if hba.initiator is not None):
+            if name in seen:
+                raise ConfigError(f"{self._path}: two [[hba]] tables have initiator {name!r}")
+            seen.add(name)
 
     def _lun(self, table: dict[str, Any], where: str) -> LunConfig:
         name = self._string(table, "id", where)
@@ -170,6 +185,8 @@ class _Reader:
                 spec = with_key(spec, key, _as_text(value))
             except SpecError as error:
                 raise self._error(where, key, str(error)) from None
+        if spec.state is not None:
+            spec = replace(spec, state=str(self._folder / spec.state))
         return LunConfig(f"{Path(self._path).absolute()}#{name}", spec)
 
     def _hba(self, table: dict[str, Any], where: str, units: Mapping[str, LunConfig]) -> HbaConfig:
@@ -186,6 +203,9 @@ class _Reader:
         in_band = self._flag(table, "in-band", where)
         access_platform = self._flag(table, "access-platform", where)
         initiator = self._string(table, "initiator", where) if "initiator" in table else None
+        if initiator is not None and not re.fullmatch(r"[235][0-9a-fA-F]{15}", initiator):
+            problem = f"{initiator!r} is not 16 hex digits that start with 2, 3 or 5 (an NAA name)"
+            raise self._error(where, "initiator", problem)
         luns = table.get("luns")
         if not isinstance(luns, dict) or not luns:
             raise self._error(where, "luns", 'is no table such as {"0:0" = "id of a [[lun]]"}')

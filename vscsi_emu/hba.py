@@ -70,6 +70,10 @@ MAX_SECTORS: Final = 0xFFFF
 """`max_sectors` where no unit has a limit, in 512 bytes."""
 
 
+MAX_NUMBER: Final = 254
+"""So that relative target port identifiers stay within 16 bits."""
+
+
 class FeatureError(ValueError):
     """Feature bits that this device cannot accept."""
 
@@ -102,13 +106,24 @@ class Hba:
     """A virtio-scsi device (virtio id 8)."""
 
     def __init__(
-        self, runtime: Runtime, *, initiator: str, queues: int, luns: Mapping[Address, LogicalUnit]
+        self,
+        runtime: Runtime,
+        *,
+        initiator: str,
+        queues: int,
+        luns: Mapping[Address, LogicalUnit],
+        number: int = 0,
     ) -> None:
-        """`initiator`: NAA name of the initiator port, 16 hex digits. `queues`: request queues."""
+        """`initiator`: NAA name of the initiator port, 16 hex digits. `queues`: request queues.
+        `number`: 0 to 254, another for each HBA that shares units with this one; from it follow
+        the relative port identifiers of its targets."""
+        if not 0 <= number <= MAX_NUMBER:
+            raise ValueError(f"HBA number {number} is not within 0 to {MAX_NUMBER}")
         if queues < 1:
             raise ValueError(f"{queues} request queues: at least one is needed")
         self.runtime = runtime
         self.initiator = initiator
+        self.number = number
         self.port: Port = _dataplane.Port()
         self.features = Feature(0)
         """The negotiated ones."""
@@ -390,13 +405,21 @@ class Hba:
             self._add_target(number, {lun: unit})
 
     def _add_target(self, number: int, units: Mapping[int, LogicalUnit]) -> None:
-        target = Target(units, naa=self._target_name(number))
+        target = Target(
+            units,
+            naa=self._target_name(number),
+            initiator=bytes.fromhex(self.initiator),
+            relative_port=self.number * (MAX_TARGET + 1) + number + 1,
+        )
         self.targets[number] = target
         for lun, nexus in target.nexuses.items():
             self._watch((number, lun), nexus)
 
     def _watch(self, address: Address, nexus: Nexus) -> None:
         nexus.on_attention = partial(self._on_attention, nexus, encode_lun(*address))
+        nexus.abort = partial(
+            self.runtime.abort, Response.ABORTED, port=self.port, lu=nexus.unit.data_plane
+        )
 
     def _target_name(self, number: int) -> bytes:
         """A locally assigned NAA name (SPC-6 7.7.6.6.4) of a target port, stable over restarts."""

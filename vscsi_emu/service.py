@@ -14,7 +14,9 @@ from vscsi_emu.backends import BackendError, SpecError, open_backend
 from vscsi_emu.hba import Hba
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.identity import Identity
+from vscsi_emu.scsi.store import SavedStateError, StateStore
 from vscsi_emu.scsi.unit import LogicalUnit
+from vscsi_emu.state import StateError, StateFile
 from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, adopt, listen
 
 if TYPE_CHECKING:
@@ -79,12 +81,13 @@ class Service:
         runtime = Runtime(self._workers, io_uring=self._io_uring)
         stack.push_async_callback(runtime.close)
         self.units = {name: logical_unit(backends[name], runtime) for name in backends}
-        for wanted in self._config.hbas:
+        for number, wanted in enumerate(self._config.hbas):
             hba = Hba(
                 runtime,
                 initiator=wanted.initiator or _initiator(wanted),
                 queues=wanted.queues,
                 luns={at: self.units[name] for at, name in wanted.luns.items()},
+                number=number,
             )
             stack.push_async_callback(hba.close)
             self.hbas.append(hba)
@@ -141,7 +144,19 @@ def _open_backend(lun: LunConfig, stack: AsyncExitStack) -> Backend:
 
 
 def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
-    """The logical unit that a backend's options describe."""
+    """The logical unit that a backend's options describe. Raises `StartError` for a state file
+    that cannot be used."""
+    path = backend.state_path
+    try:
+        store = StateFile(path) if path is not None else None
+        return _logical_unit(backend, runtime, store)
+    except StateError as error:
+        raise StartError(str(error)) from None
+    except SavedStateError as error:
+        raise StartError(f"{path}: {error}; remove it, or name another with state=") from None
+
+
+def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) -> LogicalUnit:
     spec = backend.spec
     names = {"vendor": spec.vendor, "product": spec.product}
     return LogicalUnit(
@@ -161,6 +176,7 @@ def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
         write_cache=spec.write_cache,
         flush=partial(asyncio.to_thread, backend.flush),
         quiesce=runtime.quiesce,
+        store=store,
     )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypedDict, Unpack
+from pathlib import Path
+from typing import Protocol, TypedDict, Unpack
 
 from vscsi_emu._dataplane import GuestMemory
 from vscsi_emu.driver.dma import DmaAllocator
@@ -14,11 +15,15 @@ from vscsi_emu.driver.vhost_user import Notify, VhostUserBus
 from vscsi_emu.driver.virtio_scsi import Options, VirtioScsi
 from vscsi_emu.virtio.vhost_user import ProtocolFeature
 
-if TYPE_CHECKING:
-    from tests.conformance.server import Server
-
 GUEST_BASE = 0x4000_0000
 GUEST_SIZE = 32 << 20
+
+
+class Listening(Protocol):
+    """A server, as far as a guest sees it."""
+
+    @property
+    def socket(self) -> Path: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +48,7 @@ class BusOptions(TypedDict, total=False):
 
 
 def connect(
-    server: Server, *, size: int = GUEST_SIZE, **options: Unpack[BusOptions]
+    server: Listening, *, size: int = GUEST_SIZE, **options: Unpack[BusOptions]
 ) -> VhostUserBus:
     """A connection with its memory table, and no driver on it yet."""
     memory = GuestMemory.anonymous(size, GUEST_BASE)
@@ -53,7 +58,7 @@ def connect(
 
 @contextmanager
 def attach(
-    server: Server,
+    server: Listening,
     options: Options | None = None,
     *,
     size: int = GUEST_SIZE,

@@ -88,6 +88,8 @@ def serve(
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
       direct=on|off               O_DIRECT (files only)
+      state=FILE                  keeps persistent reservations over restarts; beside an image,
+                                  IMAGE.state by default
 
     \b
     Examples:

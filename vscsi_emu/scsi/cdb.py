@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 Handler = Callable[["Request"], "bytes | Awaitable[bytes]"]
 """Answers a command with its data-in; raises `ScsiError`. Work that must wait is `async`."""
 
-SERVICE_ACTION_OPCODES: Final = frozenset({0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB})
+SERVICE_ACTION_OPCODES: Final = frozenset({0x5E, 0x5F, 0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB})
 """Operation codes with a SERVICE ACTION in byte 1, bits 4 to 0 (SPC-6 4.2.2.2)."""
 SERVICE_ACTION_MASK: Final = 0x1F
 
@@ -47,6 +47,20 @@ class Flag(enum.Flag):
     """Is answered for an absent logical unit too (SAM-6 4.7.4)."""
     WELL_KNOWN = enum.auto()
     """Is supported by the REPORT LUNS well known logical unit (SPC-6 8.2)."""
+
+
+class Allowed(enum.Flag):
+    """Reservations of another nexus under which a command is processed all the same (SPC-2 5.5.1,
+    SPC-6 5.14.1, SBC-5 4.17). What is not declared is `NONE`."""
+
+    NONE = 0
+    RESERVED = enum.auto()
+    """RESERVE of SPC-2."""
+    WRITE_EXCLUSIVE = enum.auto()
+    """The persistent reservations of these types."""
+    EXCLUSIVE_ACCESS = enum.auto()
+    PERSISTENT = WRITE_EXCLUSIVE | EXCLUSIVE_ACCESS
+    ALWAYS = RESERVED | PERSISTENT
 
 
 class Feature(enum.Flag):
@@ -121,6 +135,11 @@ class CommandType:
     needs: Feature = Feature.NONE
     handler: Handler | None = None
     """None: the data plane executes it."""
+    allowed: Allowed | Callable[[Cdb], Allowed] = Allowed.NONE
+    """A function where it depends on the CDB."""
+
+    def allowed_for(self, cdb: Cdb) -> Allowed:
+        return self.allowed if isinstance(self.allowed, Allowed) else self.allowed(cdb)
 
     def for_features(self, features: Feature) -> CommandType | None:
         """The command as a unit with `features` supports it, None if it does not."""
@@ -173,6 +192,7 @@ def command(
     *,
     service_action: int | None = None,
     flags: Flag = Flag.NONE,
+    allowed: Allowed | Callable[[Cdb], Allowed] = Allowed.NONE,
     **fields: Field,
 ) -> Callable[[Handler], CommandType]:
     """Declares a command that the decorated function handles."""
@@ -186,6 +206,7 @@ def command(
             service_action=service_action,
             flags=flags,
             handler=handler,
+            allowed=allowed,
         )
 
     return declare
@@ -199,11 +220,13 @@ def media_command(
     *,
     service_action: int | None = None,
     needs: Feature = Feature.NONE,
+    allowed: Allowed = Allowed.NONE,
     **fields: Field,
 ) -> CommandType:
     """Declares a command that the data plane executes, after Python with `Route.PYTHON`.
 
-    One with a service action has that route: the data plane routes by operation code.
+    One with a service action has that route: the data plane routes by operation code. Whatever is
+    routed as a read may be read under a write exclusive reservation.
     """
     return CommandType(
         name,
@@ -214,4 +237,5 @@ def media_command(
         route=route,
         flags=Flag.NEEDS_READY,
         needs=needs,
+        allowed=Allowed.WRITE_EXCLUSIVE if route is Route.READ else allowed,
     )

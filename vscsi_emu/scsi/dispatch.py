@@ -1,4 +1,7 @@
-"""From a command to its answer: table, unit attention, CDB check, handler (SAM-6 5, SPC-6 4.2)."""
+"""From a command to its answer: table, unit attention, CDB check, reservations, handler.
+
+SAM-6 5, SPC-6 4.2 and 5.14.1.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,7 @@ from contextlib import contextmanager
 from vscsi_emu.scsi.cdb import CommandType, Flag
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
 from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.persistent import ReservationConflict
 from vscsi_emu.scsi.request import Command, Reply, Request
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort, ScsiError, SenseKey
 from vscsi_emu.scsi.table import absent_table, well_known_table
@@ -35,6 +39,7 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
                 raise attention
         cdb = found.parse(command.cdb)
         if nexus is not None:
+            nexus.unit.reservations.check(nexus, found.allowed_for(cdb))
             _check_ready(nexus.unit, found)
         if found.handler is None:
             reply.execute()
@@ -82,6 +87,8 @@ def _answering(reply: Reply) -> Iterator[None]:
         yield
     except DataOutTooShort:
         raise
+    except ReservationConflict:
+        reply.conflict()
     except ScsiError as error:
         _refuse(reply, error)
     except Exception:

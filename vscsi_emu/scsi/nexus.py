@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
+from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
 if TYPE_CHECKING:
@@ -21,16 +22,23 @@ _RESETS: Final = (
 """Unit attention precedence, highest first; all others come after these (SAM-6 5.14.2)."""
 
 
-class Nexus:
-    """Unit attention conditions pending here, and the gate that they close.
+async def _no_commands() -> int:
+    return 0
 
-    `on_attention` is called with each code as it is established.
+
+class Nexus:
+    """Unit attention conditions pending here, and the gate that they and reservations close.
+
+    `on_attention` is called with each code as it is established. `abort()` ends the commands of
+    this nexus, and says how many there were once they are complete.
     """
 
-    def __init__(self, unit: LogicalUnit) -> None:
+    def __init__(self, unit: LogicalUnit, name: NexusId) -> None:
         self.unit = unit
+        self.id: Final = name
         self.data_plane: Final = _dataplane.Nexus(unit.data_plane)
         self.on_attention: Callable[[Asc], None] | None = None
+        self.abort: Callable[[], Awaitable[int]] = _no_commands
         self._pending: list[Asc] = []
         self._deferred: ScsiError | None = None
         self.prevents_removal = False
@@ -80,8 +88,11 @@ class Nexus:
             self.update_gate()
 
     def update_gate(self) -> None:
-        """Media commands come to Python while there is something to report, or while not ready."""
+        """Media commands come to Python while there is something to report, while not ready, and
+        those of the classes that a reservation excludes."""
         if self._pending or self._deferred or not self.unit.readiness.fast:
-            self.data_plane.close(_dataplane.CLASS_ALL)
+            closed = _dataplane.CLASS_ALL
         else:
-            self.data_plane.open(_dataplane.CLASS_ALL)
+            closed = self.unit.reservations.closed_classes(self)
+        self.data_plane.close(closed)
+        self.data_plane.open(_dataplane.CLASS_ALL & ~closed)

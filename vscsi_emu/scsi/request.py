@@ -41,6 +41,11 @@ class Reply:
         self.given = True
         self._command.finish(Status.CHECK_CONDITION, sense=error.sense(descriptor=descriptor))
 
+    def conflict(self) -> None:
+        """A reservation of another nexus excludes the command."""
+        self.given = True
+        self._command.finish(Status.RESERVATION_CONFLICT)
+
     def execute(self) -> None:
         """Hands a media command to the data plane."""
         self.given = True

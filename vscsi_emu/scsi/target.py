@@ -8,18 +8,24 @@ from typing import Final
 from vscsi_emu.scsi.identity import check_naa
 from vscsi_emu.scsi.lun import MAX_LUN
 from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.sense import Asc, ScsiError
 from vscsi_emu.scsi.unit import LogicalUnit
 
 
 class Target:
-    """LUN → nexus. `naa` names the target port, `relative_port` numbers it (SPC-6 7.7.6)."""
+    """LUN → nexus. `naa` names the target port, `relative_port` numbers it (SPC-6 7.7.6).
+
+    `initiator` is the NAA name of the initiator port, 8 bytes. Both names together are what
+    persistent reservations are kept for.
+    """
 
     def __init__(
         self,
         luns: Mapping[int, LogicalUnit],
         *,
         naa: bytes | None = None,
+        initiator: bytes = bytes(8),
         relative_port: int = 1,
     ) -> None:
         if naa is not None:
@@ -28,6 +34,8 @@ class Target:
             raise ValueError(f"relative target port {relative_port} is not within 1 to 65535")
         self.naa: Final = naa
         self.relative_port: Final = relative_port
+        self.name: Final = NexusId(initiator, naa or b"", relative_port)
+        """Of the I_T nexus."""
         self.nexuses: Final[dict[int, Nexus]] = {}
         for lun, unit in luns.items():
             self._connect(lun, unit)
@@ -58,6 +66,7 @@ class Target:
         """I_T nexus loss (SAM-6 6.3.4), once the commands of this nexus are aborted."""
         for nexus in self.nexuses.values():
             nexus.prevents_removal = False
+            nexus.unit.reservations.lost(nexus)
             nexus.establish(Asc.I_T_NEXUS_LOSS_OCCURRED)
 
     def close(self) -> None:
@@ -90,5 +99,5 @@ class Target:
             raise ValueError(f"LUN {lun} is not within 0 to {MAX_LUN}")
         if lun in self.nexuses:
             raise ValueError(f"LUN {lun} is taken")
-        nexus = self.nexuses[lun] = unit.connect()
+        nexus = self.nexuses[lun] = unit.connect(self.name)
         return nexus

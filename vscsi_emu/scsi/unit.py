@@ -11,8 +11,11 @@ from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.readiness import PowerCondition, Readiness
+from vscsi_emu.scsi.reservations import Reservations
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
+from vscsi_emu.scsi.store import StateStore
 from vscsi_emu.scsi.table import CommandTable, command_table
 
 
@@ -41,6 +44,7 @@ class LogicalUnit:
       says that unmapped blocks read as zeros, which they do in any case (SBC-5 6.6.6).
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
+    - `store` keeps what must outlive the process; without it, nothing does.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class LogicalUnit:
         limits: Limits | None = None,
         flush: Callable[[], Awaitable[None]] = _nothing,
         quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
+        store: StateStore | None = None,
     ) -> None:
         if rotation_rate not in (0, 1) and not 0x401 <= rotation_rate <= 0xFFFE:
             raise ValueError(f"rotation rate {rotation_rate} is not 0, 1 or 1025 to 65534")
@@ -78,6 +83,7 @@ class LogicalUnit:
         self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
         self.readiness: Final = Readiness()
         self.nexuses: Final[list[Nexus]] = []
+        self.reservations: Final = Reservations(self, store)
         self._flush = flush
         self._quiesce = quiesce
         self._blocks = engine.size // block_size
@@ -107,6 +113,9 @@ class LogicalUnit:
     def _publish(self) -> None:
         """After every change of state: the policy, then the gates."""
         self.data_plane.policy = self._policy()
+        self.update_gates()
+
+    def update_gates(self) -> None:
         for nexus in self.nexuses:
             nexus.update_gate()
 
@@ -138,14 +147,15 @@ class LogicalUnit:
 
     # ── Nexuses ────────────────────────────────────────────────────────────────────────────────
 
-    def connect(self) -> Nexus:
+    def connect(self, name: NexusId) -> Nexus:
         """A new nexus, with POWER ON OCCURRED pending."""
-        nexus = Nexus(self)
+        nexus = Nexus(self, name)
         self.nexuses.append(nexus)
         return nexus
 
     def disconnect(self, nexus: Nexus) -> None:
         self.nexuses.remove(nexus)
+        self.reservations.lost(nexus)
 
     def establish(self, code: Asc, *, but: Nexus | None = None) -> None:
         """A unit attention condition for every nexus, or for all but one."""
@@ -161,6 +171,7 @@ class LogicalUnit:
         self.readiness.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
+        self.reservations.reset()
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
@@ -223,8 +234,12 @@ class LogicalUnit:
 
     async def settle(self) -> None:
         """Waits for running commands, then makes what they wrote durable."""
-        await self._quiesce(self.data_plane)
+        await self.quiesce()
         await self.flush()
+
+    async def quiesce(self) -> None:
+        """Waits for the commands that run in the data plane now, whatever their nexus."""
+        await self._quiesce(self.data_plane)
 
     async def flush(self) -> None:
         """Makes what was written durable; `ScsiError` MEDIUM ERROR where that fails."""

@@ -10,6 +10,7 @@ from typing import Final
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi import Asc, Identity, Limits, LogicalUnit, SenseKey, Status, Target, handle
 from vscsi_emu.scsi.cdb import CommandType
+from vscsi_emu.scsi.store import StateStore
 
 BLOCKS: Final = 2048
 UNIT_NAA: Final = bytes.fromhex("3000000000000001")
@@ -35,6 +36,7 @@ def make_unit(
     limits: Limits | None = None,
     flush: Callable[[], Awaitable[None]] = _nothing,
     quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
+    store: StateStore | None = None,
 ) -> LogicalUnit:
     """A logical unit on memory, or on no memory at all beyond what one could have."""
     size = size or BLOCKS * block_size
@@ -53,14 +55,24 @@ def make_unit(
         limits=limits,
         flush=flush,
         quiesce=quiesce,
+        store=store,
     )
 
 
-def make_target(unit: LogicalUnit, lun: int = 0) -> Target:
-    """A target whose power-on unit attention has been reported."""
-    target = Target({lun: unit}, naa=PORT_NAA)
+def make_target(unit: LogicalUnit, lun: int = 0, *, number: int = 0) -> Target:
+    """A target whose power-on unit attention has been reported; of HBA `number`, 0 to 15."""
+    target = Target(
+        {lun: unit},
+        naa=PORT_NAA[:6] + bytes([number]) + PORT_NAA[7:],
+        initiator=initiator_naa(number),
+        relative_port=number + 1,
+    )
     assert target.nexuses[lun].take() is not None
     return target
+
+
+def initiator_naa(number: int) -> bytes:
+    return bytes.fromhex("31000000000000") + bytes([number])
 
 
 @dataclass

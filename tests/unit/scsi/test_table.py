@@ -31,6 +31,10 @@ MEDIA = {
 ALL_FEATURES = Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES
 
 
+PERSISTENT_RESERVE_OUT = 0x5F
+"""Takes a parameter list of exactly 24 bytes."""
+
+
 def commands() -> list[CommandType]:
     return list(command_table(ALL_FEATURES))
 
@@ -201,7 +205,8 @@ def test_a_handler_reads_every_field_it_declares(
     original = Cdb.__getitem__
     monkeypatch.setattr(Cdb, "__getitem__", reading)
     # Each field in turn is 1, so that every branch is gone into; lengths leave room for data.
-    lengths = {name: 255 for name in command.fields if name.endswith("length")}
+    length = 24 if command.opcode == PERSISTENT_RESERVE_OUT else 255
+    lengths = {name: length for name in command.fields if name.endswith("length")}
     mode_page = bytes(8) + b"\x08\x12" + bytes(245)
     for chosen in ({}, *({name: 1} for name in command.fields)):
         send(make_target(make_unit()), cdb_of(command, **{**lengths, **chosen}), data_out=mode_page)

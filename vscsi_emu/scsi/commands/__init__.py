@@ -11,8 +11,10 @@ from vscsi_emu.scsi.commands import (
     log,
     media,
     mode,
+    persistent,
     power,
     report,
+    reserve,
     sense,
 )
 
@@ -24,8 +26,10 @@ _FAMILIES: Final = (
     log,
     media,
     mode,
+    persistent,
     power,
     report,
+    reserve,
     sense,
 )
 

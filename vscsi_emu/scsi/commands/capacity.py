@@ -3,7 +3,7 @@
 import struct
 from typing import Final
 
-from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Field, Flag, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, Flag, command
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.unit import LogicalUnit
 
@@ -11,7 +11,14 @@ _LBPME: Final = 0x80
 _LBPRZ: Final = 0x40
 
 
-@command("READ CAPACITY(10)", 0x25, 10, flags=Flag.NEEDS_MEDIUM, lun=OBSOLETE_LUN)
+@command(
+    "READ CAPACITY(10)",
+    0x25,
+    10,
+    flags=Flag.NEEDS_MEDIUM,
+    allowed=Allowed.ALWAYS,
+    lun=OBSOLETE_LUN,
+)
 def read_capacity_10(request: Request) -> bytes:
     """FFFFFFFFh for a last LBA that only READ CAPACITY(16) can say."""
     unit = request.unit
@@ -24,6 +31,7 @@ def read_capacity_10(request: Request) -> bytes:
     16,
     service_action=0x10,
     flags=Flag.NEEDS_MEDIUM,
+    allowed=Allowed.ALWAYS,
     allocation_length=Field(10, 4),
 )
 def read_capacity_16(request: Request) -> bytes:

@@ -3,7 +3,7 @@
 import struct
 from typing import Final
 
-from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Field, Flag, bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, Flag, bit, command
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
 from vscsi_emu.scsi.peripheral import Peripheral
 from vscsi_emu.scsi.request import Request
@@ -33,6 +33,7 @@ assert _LAYOUT.size == _SIZE
     0x12,
     6,
     flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN,
+    allowed=Allowed.ALWAYS,
     lun=OBSOLETE_LUN,
     evpd=bit(1, 0),
     page_code=Field(2),

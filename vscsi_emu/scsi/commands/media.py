@@ -1,6 +1,6 @@
 """SBC-5 commands on the medium: declared here, executed by the data plane."""
 
-from vscsi_emu.scsi.cdb import Feature, Field, Route, bit, media_command
+from vscsi_emu.scsi.cdb import Allowed, Feature, Field, Route, bit, media_command
 
 _DPO = bit(1, 4)
 _FUA = bit(1, 3)
@@ -70,13 +70,37 @@ WRITE_AND_VERIFY_16 = media_command(
 )
 
 VERIFY_10 = media_command(
-    "VERIFY(10)", 0x2F, 10, Route.MEDIA, dpo=_DPO, bytchk=_BYTCHK, lba=_LBA_10, blocks=_BLOCKS_10
+    "VERIFY(10)",
+    0x2F,
+    10,
+    Route.MEDIA,
+    allowed=Allowed.WRITE_EXCLUSIVE,
+    dpo=_DPO,
+    bytchk=_BYTCHK,
+    lba=_LBA_10,
+    blocks=_BLOCKS_10,
 )
 VERIFY_12 = media_command(
-    "VERIFY(12)", 0xAF, 12, Route.MEDIA, dpo=_DPO, bytchk=_BYTCHK, lba=_LBA_10, blocks=_BLOCKS_12
+    "VERIFY(12)",
+    0xAF,
+    12,
+    Route.MEDIA,
+    allowed=Allowed.WRITE_EXCLUSIVE,
+    dpo=_DPO,
+    bytchk=_BYTCHK,
+    lba=_LBA_10,
+    blocks=_BLOCKS_12,
 )
 VERIFY_16 = media_command(
-    "VERIFY(16)", 0x8F, 16, Route.MEDIA, dpo=_DPO, bytchk=_BYTCHK, lba=_LBA_16, blocks=_BLOCKS_16
+    "VERIFY(16)",
+    0x8F,
+    16,
+    Route.MEDIA,
+    allowed=Allowed.WRITE_EXCLUSIVE,
+    dpo=_DPO,
+    bytchk=_BYTCHK,
+    lba=_LBA_16,
+    blocks=_BLOCKS_16,
 )
 
 SYNCHRONIZE_CACHE_10 = media_command(

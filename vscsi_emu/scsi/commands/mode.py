@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Final
 
-from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Field, bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, bit, command
 from vscsi_emu.scsi.mode_pages import ALL_PAGES, PageControl, page_header_size, page_key
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import (
@@ -32,6 +32,7 @@ _LONG_DESCRIPTOR: Final = struct.Struct(">Q4xI")
     "MODE SENSE(6)",
     0x1A,
     6,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     lun=OBSOLETE_LUN,
     dbd=bit(1, 3),
     page_control=Field(2, high=7, low=6),
@@ -50,6 +51,7 @@ def mode_sense_6(request: Request) -> bytes:
     "MODE SENSE(10)",
     0x5A,
     10,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     llbaa=bit(1, 4),
     lun=OBSOLETE_LUN,
     dbd=bit(1, 3),

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
 from typing import Final
 
-from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Feature, Field, bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Cdb, Feature, Field, bit, command
 from vscsi_emu.scsi.readiness import PowerCondition
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import invalid_field_in_cdb
@@ -25,10 +25,20 @@ _FLUSHES: Final = frozenset(
 """What a cache is written back before, unless NO_FLUSH."""
 
 
+def _starts(cdb: Cdb) -> Allowed:
+    starts = cdb["start"] and cdb["power_condition"] == _START_VALID
+    return Allowed.ALWAYS if starts else Allowed.NONE
+
+
+def _allows(cdb: Cdb) -> Allowed:
+    return Allowed.NONE if cdb["prevent"] else Allowed.ALWAYS
+
+
 @command(
     "START STOP UNIT",
     0x1B,
     6,
+    allowed=_starts,
     lun=OBSOLETE_LUN,
     immed=bit(1, 0),
     power_condition_modifier=Field(3, high=3),
@@ -83,7 +93,7 @@ async def _settled(request: Request) -> bytes:
     return b""
 
 
-@command("PREVENT ALLOW MEDIUM REMOVAL", 0x1E, 6, prevent=Field(4, high=1))
+@command("PREVENT ALLOW MEDIUM REMOVAL", 0x1E, 6, allowed=_allows, prevent=Field(4, high=1))
 def prevent_allow_medium_removal(request: Request) -> bytes:
     """Each nexus prevents removal for itself. Nothing is removed from a fixed medium anyway."""
     if request.cdb["prevent"] > 1:

@@ -3,7 +3,15 @@
 import struct
 from typing import Final
 
-from vscsi_emu.scsi.cdb import SERVICE_ACTION_OPCODES, CommandType, Field, Flag, bit, command
+from vscsi_emu.scsi.cdb import (
+    SERVICE_ACTION_OPCODES,
+    Allowed,
+    CommandType,
+    Field,
+    Flag,
+    bit,
+    command,
+)
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN, encode_lun
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import invalid_field_in_cdb
@@ -23,6 +31,7 @@ _SMALLEST_ALLOCATION: Final = 16
     0xA0,
     12,
     flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN,
+    allowed=Allowed.ALWAYS,
     select_report=Field(2),
     allocation_length=Field(6, 4),
 )
@@ -69,6 +78,7 @@ _TIMEOUTS: Final = struct.pack(">HxxII", 0x0A, 0, 0)
     0xA3,
     12,
     service_action=0x0C,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     rctd=bit(2, 7),
     reporting_options=Field(2, high=2),
     requested_operation_code=Field(3),
@@ -139,6 +149,7 @@ _QTSS, _ITNRS = 0x02, 0x01
     0xA3,
     12,
     service_action=0x0D,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     repd=bit(2, 7),
     allocation_length=Field(6, 4),
 )

@@ -1,12 +1,19 @@
 """REQUEST SENSE and TEST UNIT READY (SPC-6 6.37, 6.47)."""
 
-from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Field, Flag, bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, Flag, bit, command
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
 
-@command("TEST UNIT READY", 0x00, 6, flags=Flag.NEEDS_READY | Flag.WELL_KNOWN, lun=OBSOLETE_LUN)
+@command(
+    "TEST UNIT READY",
+    0x00,
+    6,
+    flags=Flag.NEEDS_READY | Flag.WELL_KNOWN,
+    allowed=Allowed.PERSISTENT,
+    lun=OBSOLETE_LUN,
+)
 def test_unit_ready(request: Request) -> bytes:
     return b""
 
@@ -16,6 +23,7 @@ def test_unit_ready(request: Request) -> bytes:
     0x03,
     6,
     flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN,
+    allowed=Allowed.ALWAYS,
     lun=OBSOLETE_LUN,
     desc=bit(1, 0),
     allocation_length=Field(4),
