@@ -173,11 +173,26 @@ WRITE_ATOMIC_16 = media_command(
     blocks=Field(12, 2),
 )
 
+# A group collects attributes of commands (SBC-5 4.22), of which PRE-FETCH has none to collect.
 PRE_FETCH_10 = media_command(
-    "PRE-FETCH(10)", 0x34, 10, Route.MEDIA, immed=_IMMED, lba=_LBA_10, blocks=_BLOCKS_10
+    "PRE-FETCH(10)",
+    0x34,
+    10,
+    Route.MEDIA,
+    immed=_IMMED,
+    lba=_LBA_10,
+    group=Field(6, high=5, ignored=True),
+    blocks=_BLOCKS_10,
 )
 PRE_FETCH_16 = media_command(
-    "PRE-FETCH(16)", 0x90, 16, Route.MEDIA, immed=_IMMED, lba=_LBA_16, blocks=_BLOCKS_16
+    "PRE-FETCH(16)",
+    0x90,
+    16,
+    Route.MEDIA,
+    immed=_IMMED,
+    lba=_LBA_16,
+    group=Field(14, high=5, ignored=True),
+    blocks=_BLOCKS_16,
 )
 GET_LBA_STATUS = media_command(
     "GET LBA STATUS",
