@@ -60,7 +60,8 @@ class QemuGuest(LinuxGuest):
     """QEMU without KVM, so that it runs anywhere and its virtio is QEMU's own.
 
     `sockets` are the vhost-user sockets of the HBAs; `properties` go to each of their devices
-    (``num_queues=4``, as ``vscsi-emu serve`` prints them). `arguments` are further ones of QEMU's.
+    (``num_queues=4``, as ``vscsi-emu serve`` prints them). `arguments` are further ones of QEMU's,
+    `programs` further ones of this machine that scripts may run.
     """
 
     name = "qemu"
@@ -71,17 +72,19 @@ class QemuGuest(LinuxGuest):
         *,
         properties: str = "",
         arguments: Sequence[str] = (),
+        programs: Sequence[str] = (),
         memory_mib: int = 512,
     ) -> None:
         self._sockets = [Path(socket).absolute() for socket in sockets]
         self._properties = f",{properties}" if properties else ""
         self._arguments = list(arguments)
+        self._programs = (*PROGRAMS, *programs)
         self._memory_mib = memory_mib
 
     def require(self) -> None:
         if platform.machine() != "x86_64":
             raise GuestUnavailable(f"the QEMU guest is an x86-64 PC, this is {platform.machine()}")
-        for name in PROGRAMS:
+        for name in self._programs:
             _program(name)
         cloud_kernel()
         emulator()
@@ -99,7 +102,7 @@ class QemuGuest(LinuxGuest):
                 *("-machine", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max"),
                 *("-m", f"{self._memory_mib}M", "-object", memory),
                 *("-kernel", str(next(kernel.glob("boot/vmlinuz-*")))),
-                *("-initrd", str(_initramfs(kernel))),
+                *("-initrd", str(_initramfs(kernel, self._programs))),
                 *("-append", "console=ttyS0 loglevel=5 panic=-1"),
                 *("-fw_cfg", f"name={SCRIPT},file=script"),
                 *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
@@ -133,11 +136,11 @@ def emulator() -> tuple[Path, dict[str, str], list[str]]:
     return root / "usr/bin/qemu-system-x86_64", {"LD_LIBRARY_PATH": libraries}, firmware
 
 
-def _initramfs(kernel: Path) -> Path:
+def _initramfs(kernel: Path, names: Sequence[str]) -> Path:
     """What all guests share, made once for a kernel and a set of programs."""
     directory = module_directory(kernel / "lib/modules")
-    programs = [_program(name) for name in PROGRAMS]
-    made_of: list[object] = [directory.name, MODULES, _INIT, SETTLE, PROGRAMS]
+    programs = [_program(name) for name in names]
+    made_of: list[object] = [directory.name, MODULES, _INIT, SETTLE, names]
     made_of += [(program, program.stat().st_mtime_ns) for program in programs]
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
     path = cache_directory() / f"initramfs-{digest}.cpio"

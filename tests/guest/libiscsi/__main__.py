@@ -6,31 +6,37 @@ import argparse
 import sys
 from collections import Counter
 
+from . import suite
+from .peers import PEERS
 from .setups import SETUPS
-from .suite import Outcome, results
+from .suite import Outcome
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.guest.libiscsi", description=__doc__)
     parser.add_argument("-s", "--setup", choices=SETUPS, default="A", help="the disk; default A")
+    parser.add_argument("-p", "--peer", choices=PEERS, help="someone else's disk instead")
     parser.add_argument("-v", "--verbose", action="store_true", help="all that the tests print")
-    parser.add_argument(
-        "tests", nargs="*", metavar="TEST", help="how their names begin; default all"
-    )
+    parser.add_argument("tests", nargs="*", metavar="TEST", help="how their names begin; all")
     arguments = parser.parse_args()
     setup = SETUPS[arguments.setup]
     wanted = tuple(arguments.tests)
     names = [name for name in setup.tests(everything=True) if not wanted or name.startswith(wanted)]
+    if arguments.peer:
+        lines, title = PEERS[arguments.peer](names), arguments.peer
+    else:
+        lines = setup.run(names, verbose=arguments.verbose)
+        title = f"{setup.name}, {setup.what}"
     counts: Counter[Outcome] = Counter()
-    for line in setup.run(names, verbose=arguments.verbose):
-        found = list(results([line]))
+    for line in lines:
+        found = list(suite.results([line]))
         for result in found:
             counts[result.outcome] += 1
             if arguments.verbose or result.outcome is not Outcome.PASS:
                 print(result.test, result.outcome, result.reason, sep="\t", flush=True)
         if not found:
             print(line, flush=True)
-    print(f"{setup.name}, {setup.what}:", *(f"{counts[o]} {o}" for o in Outcome))
+    print(f"{title}:", *(f"{counts[outcome]} {outcome}" for outcome in Outcome))
     return 1 if counts[Outcome.FAIL] or counts[Outcome.TIMEOUT] else 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from vscsi_emu.testing import HbaProcess, UmlGuest
+from vscsi_emu.testing import HbaProcess, LinuxGuest, UmlGuest
 
 from . import suite
 
@@ -50,14 +50,15 @@ class Setup:
     def run(self, names: list[str], *, verbose: bool = False) -> Iterator[str]:
         """The lines of `suite.script`, as they come. Raises as `LinuxGuest.start` does."""
         script = suite.script("sg 0:0", names, sanitize=self.sanitize, verbose=verbose)
-        with (
-            HbaProcess(config=self.config) as hba,
-            UmlGuest(hba.sockets).start(
-                script, BOOT_SECONDS + len(names) * suite.TEST_SECONDS
-            ) as guest,
-        ):
-            yield from guest.lines()
-            guest.wait().check()
+        with HbaProcess(config=self.config) as hba:
+            yield from run_in(UmlGuest(hba.sockets), script, len(names))
+
+
+def run_in(guest: LinuxGuest, script: str, tests: int) -> Iterator[str]:
+    """The script's lines; its deadline is what so many tests may take."""
+    with guest.start(script, BOOT_SECONDS + tests * suite.TEST_SECONDS) as running:
+        yield from running.lines()
+        running.wait().check()
 
 
 SETUPS = {
