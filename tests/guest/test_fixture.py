@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -49,6 +52,32 @@ def test_deadline_ends_every_process(kind: str) -> None:
             running.wait()
         assert not processes_in(directory)
     assert not directory.exists()
+
+
+def test_guest_and_server_die_with_a_killed_test(kind: str, tmp_path: Path) -> None:
+    source = f"""
+from tests.guest.conftest import make_guest
+from vscsi_emu.testing import HbaProcess
+with HbaProcess(["mem:16M"]) as hba, make_guest("{kind}", [hba]).start("echo up; sleep 600") as run:
+    next(run.lines())
+    print(run.directory, hba.pid, flush=True)
+    run.wait()
+"""
+    with subprocess.Popen(
+        [sys.executable, "-c", source],
+        cwd=Path(__file__).parents[2],
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as runner:
+        assert runner.stdout is not None
+        directory, server = runner.stdout.readline().split()
+        assert processes_in(Path(directory))
+        runner.kill()
+    deadline = time.monotonic() + 10
+    while processes_in(Path(directory)) or Path("/proc", server).exists():
+        assert time.monotonic() < deadline, "still running"
+        time.sleep(0.05)
 
 
 def test_a_guest_that_dies_is_an_error_with_its_console(kind: str) -> None:
