@@ -18,6 +18,7 @@ use vscsi_dataplane::policy::LunPolicy;
 use vscsi_dataplane::port::Port;
 use vscsi_dataplane::ring::driver::{Buffer, DriverRing};
 use vscsi_dataplane::ring::{Little, RingConfig};
+use vscsi_dataplane::turn::Turns;
 use vscsi_dataplane::worker::{Kind, QueueConfig, QueueRef, Scope, Worker};
 
 const SIZE: u16 = 64;
@@ -122,8 +123,12 @@ impl Bench {
                 max_unmap_blocks: 0,
                 max_unmap_descriptors: 0,
                 unmap: false,
+                max_compare_and_write_blocks: 0,
+                max_atomic_blocks: 0,
+                atomic_granularity_blocks: 0,
             }),
             routes: RouteTable::new(&routes, &[]).unwrap(),
+            turns: Turns::default(),
         });
         let gate = Gate::default();
         let port = Arc::new(Port::default());

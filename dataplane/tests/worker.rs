@@ -614,9 +614,13 @@ impl Counter {
     }
 }
 
-fn count_with_three_workers(engine: Arc<dyn Engine>) {
+#[test]
+fn compare_and_write_of_three_workers_never_interleaves() {
     const EACH: u32 = 200;
-    let lu = unit(engine);
+    let file = tempfile::tempfile_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
+    file.set_len(64 << 10).unwrap();
+    let engine = FileEngine::new(file.into(), None, 64 << 10, false, false).unwrap();
+    let lu = unit(Arc::new(engine));
     let mut counters = [0; 3].map(|_| Counter::new(&lu, EACH));
     let start = Instant::now();
     while counters
@@ -633,19 +637,6 @@ fn count_with_three_workers(engine: Arc<dyn Engine>) {
     let done = bench.wait(0, 4);
     assert!(counters.iter().all(|counter| counter.left == 0));
     assert_eq!(done.data, (3 * EACH).to_le_bytes());
-}
-
-#[test]
-fn compare_and_write_never_interleaves_in_memory() {
-    count_with_three_workers(Arc::new(MemoryEngine::new(64 << 10).unwrap()));
-}
-
-#[test]
-fn compare_and_write_never_interleaves_on_a_file() {
-    let file = tempfile::tempfile_in(std::env::current_exe().unwrap().parent().unwrap()).unwrap();
-    file.set_len(64 << 10).unwrap();
-    let engine = FileEngine::new(file.into(), None, 64 << 10, false, false).unwrap();
-    count_with_three_workers(Arc::new(engine));
 }
 
 /// An engine whose reads wait until they are let go.
