@@ -81,6 +81,12 @@ SETUPS = {
             groups=("GetLBAStatus", "Unmap", "WriteSame10", "WriteSame16"),
         ),
         Setup("E", "A, write-protected", {"ro": "on"}, groups=("ReadOnly",)),
+        Setup(
+            "Z",
+            "A with LBPRZ, so that unmapped blocks are read",
+            {"lbprz": "on"},
+            groups=("Unmap", "WriteSame10", "WriteSame16"),
+        ),
         Setup("S", "A, sanitized", groups=(suite.SANITIZE,)),
     )
 }
