@@ -33,8 +33,8 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
             if attention is not None:
                 raise attention
         cdb = found.parse(command.cdb)
-        if nexus is not None and nexus.unit.stopped and Flag.NEEDS_READY in found.flags:
-            raise ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
+        if nexus is not None and (refusal := nexus.unit.refusal(found.flags)) is not None:
+            raise refusal
         if found.handler is None:
             reply.execute()
             return None

@@ -78,8 +78,8 @@ class Nexus:
             self.update_gate()
 
     def update_gate(self) -> None:
-        """Media commands come to Python while there is something to report, or while stopped."""
-        if self._pending or self._deferred or self.unit.stopped:
+        """Media commands come to Python while there is something to report, or while not ready."""
+        if self._pending or self._deferred or self.unit.unready:
             self.data_plane.close(_dataplane.CLASS_ALL)
         else:
             self.data_plane.open(_dataplane.CLASS_ALL)

@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from vscsi_emu import _dataplane
-from vscsi_emu.scsi.cdb import Feature
+from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.overwriting import Failure, Overwriting
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.table import CommandTable, command_table
 
@@ -68,6 +69,8 @@ class LogicalUnit:
         self.commands: Final[CommandTable] = command_table(self.features)
         self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
         self.stopped = False
+        self.failure: Failure | None = None
+        self._overwriting: Overwriting | None = None
         self.nexuses: Final[list[Nexus]] = []
         self._flush = flush
         self._quiesce = quiesce
@@ -121,6 +124,24 @@ class LogicalUnit:
     @property
     def descriptor_sense(self) -> bool:
         return self.mode_pages.descriptor_sense
+
+    @property
+    def unready(self) -> ScsiError | None:
+        """Why media commands are not processed now."""
+        if self._overwriting is not None:
+            return self._overwriting.error
+        if self.failure is not None:
+            return self.failure.error
+        if self.stopped:
+            return ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
+        return None
+
+    def refusal(self, flags: Flag) -> ScsiError | None:
+        """Why a command with these flags is not processed now."""
+        if self._overwriting is not None:
+            processed = flags & (Flag.SKIPS_ATTENTION | Flag.DURING_OVERWRITE)
+            return None if processed else self._overwriting.error
+        return self.unready if Flag.NEEDS_READY in flags else None
 
     # ── Nexuses ────────────────────────────────────────────────────────────────────────────────
 
@@ -184,6 +205,34 @@ class LogicalUnit:
     def stop(self) -> None:
         """Stopped power condition: media commands end with NOT READY."""
         self.stopped = True
+        self._publish()
+
+    def overwrite(self, overwriting: Overwriting) -> Awaitable[bytes]:
+        """Begins at once to refuse commands; what is returned does the rest, and must be awaited.
+
+        `ScsiError` if it fails; media commands are then refused until it succeeds, or
+        `forget_failure`. Resets do not end it (SBC-5 4.11.2).
+        """
+        self._overwriting = overwriting
+        self._publish()
+        return self._overwrite(overwriting)
+
+    async def _overwrite(self, overwriting: Overwriting) -> bytes:
+        self.failure = overwriting.failure
+        try:
+            await self._quiesce(self.data_plane)
+            await overwriting.run()
+            self.failure = None
+        except OSError as error:
+            raise overwriting.failure.error from error
+        finally:
+            self._overwriting = None
+            self._publish()
+        return b""
+
+    def forget_failure(self) -> None:
+        """The medium may be used again, whatever it holds."""
+        self.failure = None
         self._publish()
 
     async def settle(self) -> None:

@@ -7,12 +7,14 @@ from vscsi_emu.scsi.commands import (
     capacity,
     defects,
     diagnostic,
+    format_unit,
     inquiry,
     log,
     media,
     mode,
     power,
     report,
+    sanitize,
     sense,
 )
 
@@ -20,12 +22,14 @@ _FAMILIES: Final = (
     capacity,
     defects,
     diagnostic,
+    format_unit,
     inquiry,
     log,
     media,
     mode,
     power,
     report,
+    sanitize,
     sense,
 )
 

@@ -69,6 +69,7 @@ _TIMEOUTS: Final = struct.pack(">HxxII", 0x0A, 0, 0)
     0xA3,
     12,
     service_action=0x0C,
+    flags=Flag.DURING_OVERWRITE,
     rctd=bit(2, 7),
     reporting_options=Field(2, high=2),
     requested_operation_code=Field(3),
@@ -139,6 +140,7 @@ _QTSS, _ITNRS = 0x02, 0x01
     0xA3,
     12,
     service_action=0x0D,
+    flags=Flag.DURING_OVERWRITE,
     repd=bit(2, 7),
     allocation_length=Field(6, 4),
 )

@@ -30,8 +30,8 @@ def _state(request: Request) -> ScsiError:
     if nexus is None:
         if request.lun != REPORT_LUNS_WLUN:
             return ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED)
-    elif (error := request.target.take(nexus)) is not None:
+    elif (error := request.target.take(nexus)) is not None or (
+        error := nexus.unit.unready
+    ) is not None:
         return error
-    elif nexus.unit.stopped:
-        return ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
     return ScsiError(SenseKey.NO_SENSE, Asc.NO_ADDITIONAL_SENSE)
