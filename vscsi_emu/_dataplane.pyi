@@ -33,6 +33,7 @@ def build_sense(
     field: int | None = None,
     bit: int | None = None,
     in_cdb: bool = True,
+    progress: int | None = None,
 ) -> bytes:
     """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6 4.4.
 
@@ -181,6 +182,26 @@ class Lu:
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
     def engine(self) -> Engine: ...
+
+@final
+class Overwrite:
+    """Fills the whole medium of a unit, as it is now. Nothing else may use it meanwhile: close the
+    gates and await `Worker.quiesce` first.
+
+    `pattern` None: blocks read as zeros and take no space where the engine can free it. Else 1 to
+    block_size bytes that are repeated and cut to fill each block, in all of `passes`; with
+    `invert` each pass writes the opposite bits of the next one, the last one the pattern."""
+
+    def __new__(
+        cls, lu: Lu, pattern: bytes | None = None, *, passes: int = 1, invert: bool = False
+    ) -> Self: ...
+    def run(self) -> None:
+        """Blocks (GIL released) until all is on stable storage. `OSError`; `InterruptedError` after
+        `cancel`. Call it once."""
+    @property
+    def progress(self) -> int:
+        """Parts of 65536 that are done, at most 65535."""
+    def cancel(self) -> None: ...
 
 @final
 class Nexus:

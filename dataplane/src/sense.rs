@@ -2,6 +2,8 @@
 
 /// Sense keys (SPC-6, sense key table).
 pub mod key {
+    pub const NO_SENSE: u8 = 0x0;
+    pub const NOT_READY: u8 = 0x2;
     pub const MEDIUM_ERROR: u8 = 0x3;
     pub const HARDWARE_ERROR: u8 = 0x4;
     pub const ILLEGAL_REQUEST: u8 = 0x5;
@@ -28,6 +30,8 @@ pub struct SenseInfo {
     pub information: Option<u64>,
     /// Used with ILLEGAL REQUEST only: other keys give these bytes another meaning.
     pub field: Option<FieldPointer>,
+    /// Of an operation in parts of 65536; used with NO SENSE and NOT READY only.
+    pub progress: Option<u16>,
     /// The error belongs to a command that already ended (response codes 71h and 73h).
     pub deferred: bool,
 }
@@ -42,6 +46,7 @@ impl SenseInfo {
             ascq,
             information: None,
             field: None,
+            progress: None,
             deferred: false,
         }
     }
@@ -68,6 +73,10 @@ impl SenseInfo {
         const SKSV: u8 = 0x80;
         const COMMAND: u8 = 0x40;
         const BIT_POINTER_VALID: u8 = 0x08;
+        if let (key::NO_SENSE | key::NOT_READY, Some(progress)) = (self.key, self.progress) {
+            let [high, low] = progress.to_be_bytes();
+            return Some([SKSV, high, low]);
+        }
         let (byte, bit, in_cdb) = self.field?;
         if self.key != key::ILLEGAL_REQUEST {
             return None;

@@ -154,3 +154,60 @@ def test_what_is_declared_is_reported(disk: Disk) -> None:
         assert reported[key] == 16
     for key, length in {(0x34, 0): 10, (0x37, 0): 10, (0xB7, 0): 12}.items():
         assert reported[key] == length
+
+
+# ── The whole medium ───────────────────────────────────────────────────────────────────────────
+
+SMALL = (255, 16383, 512)
+"""8 MiB, quickly filled."""
+
+
+@pytest.fixture
+def small(guest: Guest) -> Disk:
+    return Disk(guest.device, *SMALL).ready()
+
+
+def sanitize(action: int, length: int = 0) -> bytes:
+    return struct.pack(">BB5xHx", 0x48, action, length)
+
+
+def last_block(disk: Disk) -> int:
+    data = disk.run(cdb.read_capacity_16(32), data_in_length=32).data
+    return int.from_bytes(data[:8])
+
+
+@pytest.mark.parametrize("pattern_length", [512, 256, 3])
+def test_sanitize_overwrite_fills_every_block(small: Disk, pattern_length: int) -> None:
+    pattern_bytes = pattern(pattern_length, seed=9)
+    parameters = struct.pack(">BBH", 0x82, 0, pattern_length) + pattern_bytes
+    command = sanitize(1, len(parameters))
+    expect_good(small.run(command, data_out=parameters))
+    block = (pattern_bytes * 512)[:512]
+    last = last_block(small)
+    for lba in (0, last // 2, last):
+        assert small.read(lba, 1) == block
+
+
+@pytest.mark.parametrize("command", [sanitize(2), sanitize(3), bytes([4, 0, 0, 0, 0, 0])])
+def test_erased_blocks_are_zeros_and_deallocated(small: Disk, command: bytes) -> None:
+    last = last_block(small)
+    small.write(0, pattern(512))
+    small.write(last, pattern(512))
+    expect_good(small.run(command))
+    assert small.read(0, 1) == small.read(last, 1) == bytes(512)
+    assert lba_status(small, 0) == [(0, last + 1, 1)]
+
+
+def test_sanitize_with_immed_answers_first(small: Disk) -> None:
+    parameters = bytes([31, 0, 0, 1, 0x5A])
+    expect_good(small.run(sanitize(0x81, len(parameters)), data_out=parameters))
+    progress = [0]
+    while True:
+        result = small.run(cdb.test_unit_ready())
+        if result.status == GOOD:
+            break
+        expect_sense(result, 2, 0x041B)
+        assert result.sense[15] == 0x80
+        progress.append(int.from_bytes(result.sense[16:18]))
+    assert progress == sorted(progress)
+    assert small.read(last_block(small), 1) == bytes([0x5A]) * 512

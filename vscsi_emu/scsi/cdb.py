@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 Handler = Callable[["Request"], "bytes | Awaitable[bytes]"]
 """Answers a command with its data-in; raises `ScsiError`. Work that must wait is `async`."""
 
-SERVICE_ACTION_OPCODES: Final = frozenset({0x5E, 0x5F, 0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB})
+SERVICE_ACTION_OPCODES: Final = frozenset(
+    {0x48, 0x5E, 0x5F, 0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB}
+)
 """Operation codes with a SERVICE ACTION in byte 1, bits 4 to 0 (SPC-6 4.2.2.2)."""
 SERVICE_ACTION_MASK: Final = 0x1F
 
@@ -40,13 +42,16 @@ class Flag(enum.Flag):
     SKIPS_ATTENTION = enum.auto()
     """Is processed whatever unit attention is pending (SAM-6 5.14)."""
     NEEDS_READY = enum.auto()
-    """Ends with NOT READY while the unit is stopped or has no medium (SBC-5 4.20)."""
+    """Ends with NOT READY while the unit is stopped or has no medium (SBC-5 4.20), or with the
+    medium's failure."""
     NEEDS_MEDIUM = enum.auto()
     """Ends with NOT READY while the unit has no medium."""
     ANY_LUN = enum.auto()
     """Is answered for an absent logical unit too (SAM-6 4.7.4)."""
     WELL_KNOWN = enum.auto()
     """Is supported by the REPORT LUNS well known logical unit (SPC-6 8.2)."""
+    DURING_OVERWRITE = enum.auto()
+    """Is processed while SANITIZE or FORMAT UNIT run, as are those that skip unit attentions."""
 
 
 class Allowed(enum.Flag):

@@ -17,7 +17,6 @@ from vscsi_emu.scsi.request import Command, Reply, Request
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort, ScsiError, SenseKey
 from vscsi_emu.scsi.table import absent_table, well_known_table
 from vscsi_emu.scsi.target import Target
-from vscsi_emu.scsi.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +39,10 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
         cdb = found.parse(command.cdb)
         if nexus is not None:
             nexus.unit.reservations.check(nexus, found.allowed_for(cdb))
-            _check_ready(nexus.unit, found)
+            if (refusal := nexus.unit.refusal(found.flags)) is not None:
+                raise refusal
+            if found.handler is None:
+                nexus.unit.wake()
         if found.handler is None:
             reply.execute()
             return None
@@ -50,16 +52,6 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
             return _answer_later(request, answer)
         reply.good(request.limit(answer))
     return None
-
-
-def _check_ready(unit: LogicalUnit, command: CommandType) -> None:
-    reason = unit.readiness.not_ready
-    if reason is not None and Flag.NEEDS_READY in command.flags:
-        raise ScsiError(SenseKey.NOT_READY, reason)
-    if reason is Asc.MEDIUM_NOT_PRESENT and Flag.NEEDS_MEDIUM in command.flags:
-        raise ScsiError(SenseKey.NOT_READY, reason)
-    if command.handler is None:
-        unit.wake()
 
 
 async def _answer_later(request: Request, answer: Awaitable[bytes]) -> None:

@@ -90,7 +90,7 @@ class Nexus:
     def update_gate(self) -> None:
         """Media commands come to Python while there is something to report, while not ready, and
         those of the classes that a reservation excludes."""
-        if self._pending or self._deferred or not self.unit.readiness.fast:
+        if self._pending or self._deferred or not self.unit.fast:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)

@@ -77,6 +77,11 @@ class Request:
         """The nexus's logical unit."""
         return self.nexus.unit
 
+    @property
+    def data_out(self) -> bytes:
+        """All of it, at most the first MiB; for commands whose CDB has no length."""
+        return self._command.data_out
+
     def parameter_list(self) -> bytes:
         """As many bytes of data-out as PARAMETER LIST LENGTH says."""
         length = self.cdb["parameter_list_length"]

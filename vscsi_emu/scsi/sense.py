@@ -29,6 +29,8 @@ class Asc(IntEnum):
 
     NO_ADDITIONAL_SENSE = 0x0000
     INITIALIZING_COMMAND_REQUIRED = 0x0402
+    FORMAT_IN_PROGRESS = 0x0404
+    SANITIZE_IN_PROGRESS = 0x041B
     WRITE_ERROR = 0x0C00
     PARAMETER_LIST_LENGTH_ERROR = 0x1A00
     INVALID_COMMAND_OPERATION_CODE = 0x2000
@@ -36,6 +38,7 @@ class Asc(IntEnum):
     LOGICAL_UNIT_NOT_SUPPORTED = 0x2500
     INVALID_FIELD_IN_PARAMETER_LIST = 0x2600
     INVALID_RELEASE_OF_PERSISTENT_RESERVATION = 0x2604
+    WRITE_PROTECTED = 0x2700
     MEDIUM_MAY_HAVE_CHANGED = 0x2800
     POWER_ON_OCCURRED = 0x2901
     SCSI_BUS_RESET_OCCURRED = 0x2902
@@ -48,6 +51,8 @@ class Asc(IntEnum):
     REGISTRATIONS_PREEMPTED = 0x2A05
     CAPACITY_DATA_HAS_CHANGED = 0x2A09
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = 0x2F00
+    MEDIUM_FORMAT_CORRUPTED = 0x3100
+    SANITIZE_COMMAND_FAILED = 0x3103
     SAVING_PARAMETERS_NOT_SUPPORTED = 0x3900
     LOGICAL_UNIT_FAILED_SELF_TEST = 0x3E03
     MEDIUM_NOT_PRESENT = 0x3A00
@@ -66,6 +71,7 @@ class ScsiError(Exception):
 
     `field` and `bit` are the field pointer of ILLEGAL REQUEST: a byte offset and the number of
     the most significant wrong bit in it; `in_cdb` says whether in the CDB or the parameter list.
+    `progress`: of NOT READY, in parts of 65536.
     `deferred`: the error of an earlier command, whose status was GOOD.
     """
 
@@ -79,6 +85,7 @@ class ScsiError(Exception):
         in_cdb: bool = True,
         information: int | None = None,
         deferred: bool = False,
+        progress: int | None = None,
     ) -> None:
         super().__init__(f"{key.name} {code.name}")
         self.key = key
@@ -88,6 +95,7 @@ class ScsiError(Exception):
         self.in_cdb = in_cdb
         self.information = information
         self.deferred = deferred
+        self.progress = progress
 
     def sense(self, *, descriptor: bool) -> bytes:
         """Sense data in descriptor or fixed format."""
@@ -101,6 +109,7 @@ class ScsiError(Exception):
             field=self.field,
             bit=self.bit,
             in_cdb=self.in_cdb,
+            progress=self.progress,
         )
 
 

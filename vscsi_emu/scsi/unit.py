@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from vscsi_emu import _dataplane
-from vscsi_emu.scsi.cdb import Feature
+from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.overwriting import Failure, Overwriting
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.readiness import PowerCondition, Readiness
 from vscsi_emu.scsi.reservations import Reservations
@@ -82,6 +83,8 @@ class LogicalUnit:
         self.commands: Final[CommandTable] = command_table(self.features)
         self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
         self.readiness: Final = Readiness()
+        self.failure: Failure | None = None
+        self._overwriting: Overwriting | None = None
         self.nexuses: Final[list[Nexus]] = []
         self.reservations: Final = Reservations(self, store)
         self._flush = flush
@@ -144,6 +147,30 @@ class LogicalUnit:
     @property
     def descriptor_sense(self) -> bool:
         return self.mode_pages.descriptor_sense
+
+    @property
+    def unready(self) -> ScsiError | None:
+        """Why media commands are not processed now."""
+        if self._overwriting is not None:
+            return self._overwriting.error
+        if self.failure is not None:
+            return self.failure.error
+        reason = self.readiness.not_ready
+        return ScsiError(SenseKey.NOT_READY, reason) if reason is not None else None
+
+    @property
+    def fast(self) -> bool:
+        """Whether media commands need no look at the unit's state."""
+        return self.unready is None and self.readiness.fast
+
+    def refusal(self, flags: Flag) -> ScsiError | None:
+        """Why a command with these flags is not processed now."""
+        if self._overwriting is not None:
+            processed = flags & (Flag.SKIPS_ATTENTION | Flag.DURING_OVERWRITE)
+            return None if processed else self._overwriting.error
+        if Flag.NEEDS_MEDIUM in flags and not self.readiness.loaded:
+            return ScsiError(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT)
+        return self.unready if Flag.NEEDS_READY in flags else None
 
     # ── Nexuses ────────────────────────────────────────────────────────────────────────────────
 
@@ -231,6 +258,34 @@ class LogicalUnit:
     def _check_removal(self) -> None:
         if any(nexus.prevents_removal for nexus in self.nexuses):
             raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.MEDIUM_REMOVAL_PREVENTED)
+
+    def overwrite(self, overwriting: Overwriting) -> Awaitable[bytes]:
+        """Begins at once to refuse commands; what is returned does the rest, and must be awaited.
+
+        `ScsiError` if it fails; media commands are then refused until it succeeds, or
+        `forget_failure`. Resets do not end it (SBC-5 4.11.2).
+        """
+        self._overwriting = overwriting
+        self._publish()
+        return self._overwrite(overwriting)
+
+    async def _overwrite(self, overwriting: Overwriting) -> bytes:
+        self.failure = overwriting.failure
+        try:
+            await self._quiesce(self.data_plane)
+            await overwriting.run()
+            self.failure = None
+        except OSError as error:
+            raise overwriting.failure.error from error
+        finally:
+            self._overwriting = None
+            self._publish()
+        return b""
+
+    def forget_failure(self) -> None:
+        """The medium may be used again, whatever it holds."""
+        self.failure = None
+        self._publish()
 
     async def settle(self) -> None:
         """Waits for running commands, then makes what they wrote durable."""

@@ -118,7 +118,7 @@ _MODE_PAGE_POLICY_BODY: Final = bytes([ALL_PAGES, ALL_SUBPAGES, _SHARED, 0])
 
 _UGAVALID: Final = 1 << 31
 _BLOCK_LIMITS_LAYOUT: Final = struct.Struct(">BBHIIIIIIIQIII8x")
-_BLOCK_CHARACTERISTICS_LAYOUT: Final = struct.Struct(">H58x")
+_BLOCK_CHARACTERISTICS_LAYOUT: Final = struct.Struct(">HxB56x")
 
 
 def _block_limits(unit: LogicalUnit) -> bytes:
@@ -142,8 +142,13 @@ def _block_limits(unit: LogicalUnit) -> bytes:
     )
 
 
+# After SANITIZE erased the medium, reads complete without error.
+_WABEREQ: Final = 1 << 6
+_WACEREQ: Final = 1 << 4
+
+
 def _block_characteristics(unit: LogicalUnit) -> bytes:
-    return _BLOCK_CHARACTERISTICS_LAYOUT.pack(unit.rotation_rate)
+    return _BLOCK_CHARACTERISTICS_LAYOUT.pack(unit.rotation_rate, _WABEREQ | _WACEREQ)
 
 
 _LBPU_LBPWS_LBPWS10: Final = 0xE0

@@ -27,6 +27,8 @@ pub struct FileEngine {
     nowait: AtomicBool,
     /// Cleared when the file system turns out not to know ZERO_RANGE.
     zero_range: AtomicBool,
+    #[cfg(test)]
+    pub(super) syncs: std::sync::atomic::AtomicU32,
 }
 
 /// The same file, opened with O_DIRECT.
@@ -96,6 +98,8 @@ impl FileEngine {
             in_memory,
             nowait: AtomicBool::new(true),
             zero_range: AtomicBool::new(true),
+            #[cfg(test)]
+            syncs: Default::default(),
         })
     }
 
@@ -136,6 +140,8 @@ impl FileEngine {
         if self.read_only {
             return Ok(());
         }
+        #[cfg(test)]
+        self.syncs.fetch_add(1, Relaxed);
         loop {
             // SAFETY: no pointers.
             match check(unsafe { libc::fdatasync(self.fd.as_raw_fd()) }.into()) {

@@ -8,7 +8,8 @@ use std::ptr::NonNull;
 use io_uring::squeue;
 use libc::iovec;
 
-use super::probe::{check, extent, punch_hole};
+use super::pages::Pages;
+use super::probe::{check, punch_hole};
 use super::{Cursor, Engine, Io, IoKind};
 
 /// Freeing this much takes well under a millisecond; more is left to a pool thread.
@@ -18,6 +19,7 @@ pub struct MemoryEngine {
     file: File,
     start: NonNull<u8>,
     size: usize,
+    written: Pages,
 }
 
 // SAFETY: the mapping lives as long as the engine, and all access to it is by raw copies: two
@@ -54,7 +56,13 @@ impl MemoryEngine {
             return Err(io::Error::last_os_error());
         }
         let start = NonNull::new(start.cast()).ok_or_else(io::Error::last_os_error)?;
-        Ok(Self { file, start, size })
+        let written = Pages::new(size as u64);
+        Ok(Self {
+            file,
+            start,
+            size,
+            written,
+        })
     }
 
     /// Bytes of memory taken.
@@ -98,7 +106,7 @@ impl Engine for MemoryEngine {
     }
 
     fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {
-        extent(&self.file, offset, self.size())
+        Ok(self.written.extent(offset, self.size()))
     }
 
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {
@@ -114,10 +122,17 @@ impl Engine for MemoryEngine {
         io.check(self.size(), iov)?;
         match io.kind {
             IoKind::Read => self.read(io, iov),
-            IoKind::Write => self.write(io, iov),
+            IoKind::Write => {
+                self.write(io, iov);
+                self.written.set(io.offset, io.len);
+            }
             IoKind::Flush | IoKind::Prefetch => (),
             // Partial pages at the ends are zeroed by the kernel.
-            IoKind::Discard | IoKind::Zero => punch_hole(&self.file, io.offset, io.len)?,
+            IoKind::Discard | IoKind::Zero => {
+                self.written.clear(io.offset, io.len);
+                punch_hole(&self.file, io.offset, io.len)
+                    .inspect_err(|_| self.written.set(io.offset, io.len))?;
+            }
         }
         Ok(io.len)
     }

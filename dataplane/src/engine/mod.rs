@@ -8,6 +8,7 @@ mod aligned;
 pub mod file;
 pub mod memory;
 pub mod null;
+mod pages;
 mod probe;
 #[cfg(test)]
 pub(crate) mod testing;

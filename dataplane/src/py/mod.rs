@@ -4,6 +4,7 @@ mod inbox;
 mod interrupt;
 mod lu;
 mod memory;
+mod overwrite;
 mod port;
 mod queue;
 mod worker;
@@ -63,6 +64,8 @@ mod dataplane {
     #[pymodule_export]
     use super::memory::GuestMemory;
     #[pymodule_export]
+    use super::overwrite::Overwrite;
+    #[pymodule_export]
     use super::port::Port;
     #[pymodule_export]
     use super::queue::{Call, Notifier, Queue};
@@ -93,7 +96,7 @@ mod dataplane {
 
     /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6 4.4.
     #[pyfunction]
-    #[pyo3(signature = (key, asc, ascq, *, descriptor=false, deferred=false, information=None, field=None, bit=None, in_cdb=true))]
+    #[pyo3(signature = (key, asc, ascq, *, descriptor=false, deferred=false, information=None, field=None, bit=None, in_cdb=true, progress=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn build_sense(
         key: u8,
@@ -105,6 +108,7 @@ mod dataplane {
         field: Option<u16>,
         bit: Option<u8>,
         in_cdb: bool,
+        progress: Option<u16>,
     ) -> Vec<u8> {
         let info = crate::sense::SenseInfo {
             key,
@@ -112,6 +116,7 @@ mod dataplane {
             ascq,
             information,
             field: field.map(|byte| (byte, bit, in_cdb)),
+            progress,
             deferred,
         };
         crate::sense::build(&info, descriptor).as_bytes().to_vec()

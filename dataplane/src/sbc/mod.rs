@@ -10,6 +10,7 @@ mod compare_and_write;
 mod lba_status;
 mod orwrite;
 mod outcome;
+pub mod overwrite;
 mod rw;
 #[cfg(test)]
 mod tests;

@@ -112,6 +112,9 @@ def test_field(field: Field, cdb: str, value: int) -> None:
         (0x35, None, "35 02 ffffffff 00 ffff 00"),
         (0x41, None, "41 08 ffffffff 00 ffff 00"),
         (0x42, None, "42 00 00000000 00 ffff 00"),
+        (0x04, None, "04 3f 00 00 00 00"),
+        (0x48, 0x01, "48 a1 00 00 00 00 00 ffff 00"),
+        (0x48, 0x1F, "48 1f 00 00 00 00 00 ffff 00"),
         (0x55, None, "55 10 00 00 00 00 00 ffff 00"),
         (0x34, None, "34 02 ffffffff 00 ffff 00"),
         (0x37, None, "37 00 1f 00000000 ffff 00"),
@@ -229,7 +232,7 @@ def test_unknown_operation_codes() -> None:
         assert sense.pointer[0] == 0
 
 
-@pytest.mark.parametrize("opcode", [0x9E, 0xA3])
+@pytest.mark.parametrize("opcode", [0x48, 0x9E, 0xA3])
 def test_unknown_service_actions(opcode: int) -> None:
     target = make_target(make_unit())
     known = {c.service_action for c in commands() if c.opcode == opcode}

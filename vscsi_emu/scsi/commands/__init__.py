@@ -7,6 +7,7 @@ from vscsi_emu.scsi.commands import (
     capacity,
     defects,
     diagnostic,
+    format_unit,
     inquiry,
     log,
     media,
@@ -15,6 +16,7 @@ from vscsi_emu.scsi.commands import (
     power,
     report,
     reserve,
+    sanitize,
     sense,
 )
 
@@ -22,6 +24,7 @@ _FAMILIES: Final = (
     capacity,
     defects,
     diagnostic,
+    format_unit,
     inquiry,
     log,
     media,
@@ -30,6 +33,7 @@ _FAMILIES: Final = (
     power,
     report,
     reserve,
+    sanitize,
     sense,
 )
 

@@ -38,10 +38,10 @@ def _state(request: Request) -> ScsiError:
     if nexus is None:
         if request.lun != REPORT_LUNS_WLUN:
             return ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED)
-    elif (error := request.target.take(nexus)) is not None:
+    elif (error := request.target.take(nexus)) is not None or (
+        error := nexus.unit.unready
+    ) is not None:
         return error
-    elif (reason := nexus.unit.readiness.not_ready) is not None:
-        return ScsiError(SenseKey.NOT_READY, reason)
     elif (condition := nexus.unit.readiness.low_power) is not None:
         return ScsiError(SenseKey.NO_SENSE, condition)
     return ScsiError(SenseKey.NO_SENSE, Asc.NO_ADDITIONAL_SENSE)

@@ -54,7 +54,14 @@ fn holes_are_deallocated_and_the_rest_is_mapped() {
     let memory = MemoryEngine::new(800 * 512).unwrap();
     let file = file_engine(dir.path(), 800 * 512, false);
     for engine in [&memory as &dyn Engine, &file] {
-        assert_eq!(status(engine, &policy, 0, 256), [(0, 800, 1)]);
+        let all = Guest::zeroed(800 * 512);
+        let read = cdb10(READ_10, 0, 0, 800);
+        execute(None, engine, &policy, &read, &no_data(), &all);
+        assert_eq!(
+            status(engine, &policy, 0, 256),
+            [(0, 800, 1)],
+            "reading maps nothing"
+        );
         // One block maps the whole page of 8 that holds it.
         write(engine, &policy, 20, 1);
         write(engine, &policy, 400, 400);

@@ -3,6 +3,7 @@ mod errors;
 mod exclusive;
 mod lba_status;
 mod model;
+mod overwrite;
 mod parameter_lists;
 
 use libc::iovec;
