@@ -24,6 +24,7 @@ disk=core/fileio_0/disk port=loopback/naa.5001405000000001
 mkdir -p $disk
 echo fd_dev_name=/tmp/disk,fd_dev_size={MIB << 20} >$disk/control
 echo 1 >$disk/enable
+echo 5ca1ab1e >$disk/wwn/vpd_unit_serial
 for attribute in emulate_tpu emulate_tpws; do echo 1 >$disk/attrib/$attribute; done
 mkdir -p $port/tpgt_1/lun/lun_0
 echo naa.5001405000000002 >$port/tpgt_1/nexus
