@@ -5,6 +5,7 @@ from typing import Final
 from vscsi_emu.scsi.cdb import CommandType
 from vscsi_emu.scsi.commands import (
     capacity,
+    copy,
     diagnostic,
     inquiry,
     log,
@@ -19,6 +20,7 @@ from vscsi_emu.scsi.commands import (
 
 _FAMILIES: Final = (
     capacity,
+    copy,
     diagnostic,
     inquiry,
     log,
