@@ -109,6 +109,12 @@ class Engine:
     @property
     def can_discard(self) -> bool:
         """Whether deallocation really frees space here (probed, not guessed)."""
+    def copy(
+        self, source: Engine, source_offset: int, offset: int, length: int, durable: bool
+    ) -> None:
+        """`length` bytes of `source` to here, as if all were read before the first is written;
+        on stable storage on return if `durable`. Blocks (GIL released): call it off the event
+        loop. OSError: the I/O failed, or a range is outside."""
 
 # ── What Rust must know of a logical unit ──────────────────────────────────────────────────────
 

@@ -411,9 +411,14 @@ class Hba:
             initiator=bytes.fromhex(self.initiator),
             relative_port=self.number * (MAX_TARGET + 1) + number + 1,
         )
+        target.reachable = self._nexuses
         self.targets[number] = target
         for lun, nexus in target.nexuses.items():
             self._watch((number, lun), nexus)
+
+    def _nexuses(self) -> Iterator[Nexus]:
+        for target in self.targets.values():
+            yield from target.nexuses.values()
 
     def _watch(self, address: Address, nexus: Nexus) -> None:
         nexus.on_attention = partial(self._on_attention, nexus, encode_lun(*address))

@@ -22,7 +22,7 @@ Handler = Callable[["Request"], "bytes | Awaitable[bytes]"]
 """Answers a command with its data-in; raises `ScsiError`. Work that must wait is `async`."""
 
 SERVICE_ACTION_OPCODES: Final = frozenset(
-    {0x48, 0x5E, 0x5F, 0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB}
+    {0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB}
 )
 """Operation codes with a SERVICE ACTION in byte 1, bits 4 to 0 (SPC-6 4.2.2.2)."""
 SERVICE_ACTION_MASK: Final = 0x1F

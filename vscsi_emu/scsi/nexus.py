@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
+from vscsi_emu.scsi.copy_results import CopyResults
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
@@ -39,6 +40,7 @@ class Nexus:
         self.data_plane: Final = _dataplane.Nexus(unit.data_plane)
         self.on_attention: Callable[[Asc], None] | None = None
         self.abort: Callable[[], Awaitable[int]] = _no_commands
+        self.copies: Final = CopyResults()
         self._pending: list[Asc] = []
         self._deferred: ScsiError | None = None
         self.prevents_removal = False

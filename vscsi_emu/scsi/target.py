@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from vscsi_emu.scsi.identity import check_naa
@@ -37,6 +37,8 @@ class Target:
         self.name: Final = NexusId(initiator, naa or b"", relative_port)
         """Of the I_T nexus."""
         self.nexuses: Final[dict[int, Nexus]] = {}
+        self.reachable: Callable[[], Iterable[Nexus]] = self.nexuses.values
+        """All units that the initiator port reaches, through whatever target port."""
         for lun, unit in luns.items():
             self._connect(lun, unit)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -87,6 +88,8 @@ class LogicalUnit:
         self._overwriting: Overwriting | None = None
         self.nexuses: Final[list[Nexus]] = []
         self.reservations: Final = Reservations(self, store)
+        self._copies: set[asyncio.Future[None]] = set()
+        """Copies from or to here that run now."""
         self._flush = flush
         self._quiesce = quiesce
         self._blocks = engine.size // block_size
@@ -293,8 +296,33 @@ class LogicalUnit:
         await self.flush()
 
     async def quiesce(self) -> None:
-        """Waits for the commands that run in the data plane now, whatever their nexus."""
+        """Waits for what reads or writes the medium now, for whatever nexus."""
         await self._quiesce(self.data_plane)
+        if self._copies:
+            await asyncio.wait(self._copies)
+
+    async def copy_from(
+        self, source: LogicalUnit, source_offset: int, offset: int, length: int
+    ) -> None:
+        """Copies bytes of `source` to here; durable as a write is. `ScsiError` MEDIUM ERROR."""
+        work = asyncio.ensure_future(
+            asyncio.to_thread(
+                self.data_plane.engine.copy,
+                source.data_plane.engine,
+                source_offset,
+                offset,
+                length,
+                not self.mode_pages.write_cache,
+            )
+        )
+        for unit in {self, source}:
+            unit._copies.add(work)
+            work.add_done_callback(unit._copies.discard)
+        try:
+            # A thread cannot be cancelled: whoever quiesces still waits for it.
+            await asyncio.shield(work)
+        except OSError as error:
+            raise ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR) from error
 
     async def flush(self) -> None:
         """Makes what was written durable; `ScsiError` MEDIUM ERROR where that fails."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
+from vscsi_emu.scsi import copy
 from vscsi_emu.scsi.mode_pages import ALL_PAGES, ALL_SUBPAGES
 from vscsi_emu.scsi.peripheral import Peripheral
 from vscsi_emu.scsi.target import Target
@@ -18,6 +19,7 @@ UNIT_SERIAL_NUMBER: Final = 0x80
 DEVICE_IDENTIFICATION: Final = 0x83
 EXTENDED_INQUIRY: Final = 0x86
 MODE_PAGE_POLICY: Final = 0x87
+THIRD_PARTY_COPY: Final = 0x8F
 BLOCK_LIMITS: Final = 0xB0
 BLOCK_CHARACTERISTICS: Final = 0xB1
 PROVISIONING: Final = 0xB2
@@ -52,9 +54,11 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
         return {}
     pages: dict[int, Callable[[], bytes]] = {
         UNIT_SERIAL_NUMBER: lambda: unit.identity.serial_field,
-        DEVICE_IDENTIFICATION: lambda: _unit_designators(unit) + _port_designators(target),
+        # The unit last: initiators of EXTENDED COPY take the last NAA name for the unit's.
+        DEVICE_IDENTIFICATION: lambda: _port_designators(target) + b"".join(unit_designators(unit)),
         EXTENDED_INQUIRY: lambda: _EXTENDED_INQUIRY_BODY,
         MODE_PAGE_POLICY: lambda: _MODE_PAGE_POLICY_BODY,
+        THIRD_PARTY_COPY: lambda: _third_party_copy(unit),
         BLOCK_LIMITS: lambda: _block_limits(unit),
         BLOCK_CHARACTERISTICS: lambda: _block_characteristics(unit),
     }
@@ -80,13 +84,14 @@ def _scsi_name(naa: bytes) -> bytes:
     return name + bytes(4 - len(name) % 4)
 
 
-def _unit_designators(unit: LogicalUnit) -> bytes:
+def unit_designators(unit: LogicalUnit) -> tuple[bytes, ...]:
+    """What a logical unit is called, each with its header."""
     identity = unit.identity
     t10 = identity.vendor_field + identity.product_field + identity.serial_field
     return (
-        _designator(_BINARY, _UNIT, _NAA, identity.naa)
-        + _designator(_ASCII, _UNIT, _T10_VENDOR, t10)
-        + _designator(_UTF8, _UNIT, _SCSI_NAME, _scsi_name(identity.naa))
+        _designator(_BINARY, _UNIT, _NAA, identity.naa),
+        _designator(_ASCII, _UNIT, _T10_VENDOR, t10),
+        _designator(_UTF8, _UNIT, _SCSI_NAME, _scsi_name(identity.naa)),
     )
 
 
@@ -113,6 +118,58 @@ _EXTENDED_INQUIRY_BODY: Final = bytes([0, _SIMPSUP, _V_SUP, _LUICLR]).ljust(0x3C
 
 _SHARED: Final = 0
 _MODE_PAGE_POLICY_BODY: Final = bytes([ALL_PAGES, ALL_SUBPAGES, _SHARED, 0])
+
+# ── Third-party copy (SPC-6 7.7.18) ────────────────────────────────────────────────────────────
+
+_SUPPORTED_COMMANDS: Final = 0x0001
+_PARAMETER_DATA: Final = 0x0004
+_SUPPORTED_DESCRIPTORS: Final = 0x0008
+_SUPPORTED_CSCD_IDS: Final = 0x000C
+_GENERAL_COPY_OPERATIONS: Final = 0x8001
+_COPY_OPCODES: Final = (0x83, 0x84)
+
+
+def _third_party_copy(unit: LogicalUnit) -> bytes:
+    commands = b""
+    for opcode in _COPY_OPCODES:
+        actions = bytes(c.service_action or 0 for c in unit.commands if c.opcode == opcode)
+        commands += bytes([opcode, len(actions)]) + actions
+    types = copy.DESCRIPTOR_TYPES
+    return b"".join(
+        (
+            _copy_descriptor(_SUPPORTED_COMMANDS, bytes([len(commands)]) + commands),
+            _copy_descriptor(
+                _PARAMETER_DATA,
+                struct.pack(
+                    ">4xHHII12x",
+                    copy.MAX_TARGETS,
+                    copy.MAX_SEGMENTS,
+                    copy.MAX_DESCRIPTORS_BYTES,
+                    0,
+                ),
+            ),
+            _copy_descriptor(_SUPPORTED_DESCRIPTORS, bytes([len(types)]) + types),
+            _copy_descriptor(_SUPPORTED_CSCD_IDS, struct.pack(">HH", 2, copy.THIS_UNIT)),
+            _copy_descriptor(
+                _GENERAL_COPY_OPERATIONS,
+                struct.pack(
+                    ">IIIBB18x",
+                    copy.CONCURRENT_COPIES,
+                    copy.CONCURRENT_COPIES,
+                    copy.MAX_SEGMENT_BYTES,
+                    copy.GRANULARITY,
+                    0,
+                ),
+            ),
+        )
+    )
+
+
+def _copy_descriptor(kind: int, body: bytes) -> bytes:
+    """Padded to a multiple of 4 bytes."""
+    body += bytes(-len(body) % 4)
+    return struct.pack(">HH", kind, len(body)) + body
+
 
 # ── Block device pages (SBC-5 6.6) ─────────────────────────────────────────────────────────────
 

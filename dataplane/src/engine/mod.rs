@@ -5,6 +5,7 @@
 //! a guest that changes them meanwhile, so engines only copy them with raw pointers.
 
 mod aligned;
+mod copy;
 pub mod file;
 pub mod memory;
 pub mod null;
@@ -21,6 +22,7 @@ use libc::iovec;
 
 pub use crate::iov::{total, trim, Cursor};
 pub use aligned::AlignedBuffer;
+pub use copy::copy;
 
 /// Upper bound of one transfer through private memory, and so of memory held for one command.
 pub const CHUNK: usize = 1 << 20;

@@ -57,6 +57,20 @@ impl Engine {
     fn can_discard(&self) -> bool {
         self.0.can_discard()
     }
+
+    fn copy(
+        &self,
+        py: Python<'_>,
+        source: &Engine,
+        source_offset: u64,
+        offset: u64,
+        length: u64,
+        durable: bool,
+    ) -> PyResult<()> {
+        let (from, to) = (source.0.clone(), self.0.clone());
+        py.detach(|| engine::copy(&from, source_offset, &to, offset, length, durable))?;
+        Ok(())
+    }
 }
 
 #[pyclass(frozen, eq, module = "vscsi_emu._dataplane")]

@@ -20,6 +20,8 @@ NODES = "sg '*:*'"  # there is one disk only
 _LIO = f"""
 mount -t configfs configfs /sys/kernel/config
 cd /sys/kernel/config/target
+mkdir -p /tmp/target/pr /tmp/target/alua
+echo /tmp/target >dbroot
 disk=core/fileio_0/disk port=loopback/naa.5001405000000001
 mkdir -p $disk
 echo fd_dev_name=/tmp/disk,fd_dev_size={MIB << 20} >$disk/control

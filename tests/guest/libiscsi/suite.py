@@ -14,6 +14,7 @@ FAMILY = "SCSI"
 SANITIZE = "Sanitize"
 TEST_SECONDS = 20
 _TIMED_OUT = 124  # timeout(1)
+_SIGNALLED = 128  # and above: the shell's exit code for a signal
 
 # One line a test, as it ends. What precedes "Suite:" is the program looking at the disk. A unit
 # attention for another node (parameters changed by the test before) would fail its first command.
@@ -43,6 +44,8 @@ class Outcome(enum.StrEnum):
     FAIL = "fail"
     SKIP = "skip"
     TIMEOUT = "timeout"
+    CRASH = "crash"
+    """The program itself died of a signal."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,8 @@ def results(lines: Iterable[str]) -> Iterator[Result]:
         test, code, ran, skipped, failed = line.split("\t")
         if int(code) == _TIMED_OUT:
             yield Result(test, Outcome.TIMEOUT, f"not done in {TEST_SECONDS} s")
+        elif int(code) > _SIGNALLED:
+            yield Result(test, Outcome.CRASH, f"signal {int(code) - _SIGNALLED}")
         elif int(code) or not int(ran):
             yield Result(test, Outcome.FAIL, failed or f"exit code {code}")
         elif skipped:

@@ -30,7 +30,7 @@ def vpd(target: Target, page: int, lun: int = 0) -> bytes:
 def test_standard_data() -> None:
     data = good(make_target(make_unit()), "1200 00 00ff 00")
     assert data == (
-        bytes.fromhex("00 00 06 12 5b 00 00 02")
+        bytes.fromhex("00 00 06 12 5b 08 00 02")
         + b"ACME    "
         + b"Rocket disk     "
         + b"0001"
@@ -80,8 +80,8 @@ def test_well_known_logical_unit() -> None:
 
 def test_supported_pages() -> None:
     thin, thick = make_target(make_unit()), make_target(make_unit(discard=False))
-    assert vpd(thin, 0x00) == bytes.fromhex("00 00 0008 00 80 83 86 87 b0 b1 b2")
-    assert vpd(thick, 0x00) == bytes.fromhex("00 00 0007 00 80 83 86 87 b0 b1")
+    assert vpd(thin, 0x00) == bytes.fromhex("00 00 0009 00 80 83 86 87 8f b0 b1 b2")
+    assert vpd(thick, 0x00) == bytes.fromhex("00 00 0008 00 80 83 86 87 8f b0 b1")
 
 
 @pytest.mark.parametrize("page", [0x01, 0x81, 0x84, 0x85, 0x88, 0x89, 0xB3, 0xFF])
@@ -102,12 +102,12 @@ def test_unit_serial_number() -> None:
 def test_device_identification() -> None:
     assert vpd(make_target(make_unit()), 0x83)[4:] == b"".join(
         [
-            bytes.fromhex("01 03 00 08") + UNIT_NAA,
-            bytes.fromhex("02 01 00 20") + b"ACME    Rocket disk     SERIAL-1",
-            bytes.fromhex("03 08 00 18") + b"naa.3000000000000001\0\0\0\0",
             bytes.fromhex("01 14 00 04 00000001"),
             bytes.fromhex("01 13 00 08") + PORT_NAA,
             bytes.fromhex("03 18 00 18") + b"naa.3000000000000002\0\0\0\0",
+            bytes.fromhex("01 03 00 08") + UNIT_NAA,
+            bytes.fromhex("02 01 00 20") + b"ACME    Rocket disk     SERIAL-1",
+            bytes.fromhex("03 08 00 18") + b"naa.3000000000000001\0\0\0\0",
         ]
     )
 
@@ -120,15 +120,16 @@ def test_device_identification_of_the_well_known_unit_names_the_port_only() -> N
 
 def test_device_identification_of_a_nameless_port() -> None:
     target = Target({0: make_unit()}, relative_port=7)
-    assert vpd(target, 0x83)[-8:] == bytes.fromhex("01 14 00 04 00000007")
+    page = vpd(target, 0x83)
+    assert page[4:12] == bytes.fromhex("01 14 00 04 00000007")
+    assert page[12:24] == bytes.fromhex("01 03 00 08") + UNIT_NAA
 
 
 def test_a_16_byte_name() -> None:
     naa = bytes.fromhex("600000000000000100000000000000ff")
     unit = LogicalUnit(Engine.memory(1 << 20), Identity("S", naa))
     page = vpd(make_target(unit), 0x83)
-    assert page[4:8] == bytes.fromhex("01 03 00 10")
-    assert page[8:24] == naa
+    assert bytes.fromhex("01 03 00 10") + naa in page
 
 
 def test_extended_inquiry() -> None:

@@ -212,7 +212,10 @@ def test_a_handler_reads_every_field_it_declares(
     lengths = {name: length for name in command.fields if name.endswith("length")}
     mode_page = bytes(8) + b"\x08\x12" + bytes(245)
     for chosen in ({}, *({name: 1} for name in command.fields)):
-        send(make_target(make_unit()), cdb_of(command, **{**lengths, **chosen}), data_out=mode_page)
+        target = make_target(make_unit())
+        for list_id in range(2):
+            target.nexuses[0].copies.start(list_id)
+        send(target, cdb_of(command, **{**lengths, **chosen}), data_out=mode_page)
     assert read == {name for name, field in command.fields.items() if not field.ignored}
 
 

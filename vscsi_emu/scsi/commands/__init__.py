@@ -5,6 +5,7 @@ from typing import Final
 from vscsi_emu.scsi.cdb import CommandType
 from vscsi_emu.scsi.commands import (
     capacity,
+    copy,
     defects,
     diagnostic,
     format_unit,
@@ -22,6 +23,7 @@ from vscsi_emu.scsi.commands import (
 
 _FAMILIES: Final = (
     capacity,
+    copy,
     defects,
     diagnostic,
     format_unit,

@@ -17,6 +17,7 @@ _RMB: Final = 0x80
 _SPC_4: Final = 6
 _HISUP: Final = 0x10
 _RESPONSE_DATA_FORMAT: Final = 2
+_3PC: Final = 0x08
 _CMDQUE: Final = 0x02
 _VERSION_DESCRIPTORS: Final = (
     0x00A0,  # SAM-5
@@ -74,7 +75,7 @@ def _standard(request: Request, peripheral: Peripheral) -> bytes:
         _SPC_4,
         _HISUP | _RESPONSE_DATA_FORMAT,
         _SIZE - 5,
-        0,
+        _3PC if nexus is not None else 0,
         0,
         _CMDQUE,
         *names,

@@ -1,0 +1,191 @@
+"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4 6.4, 6.18, 6.20, 6.21)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from vscsi_emu.scsi import copy
+from vscsi_emu.scsi.cdb import Allowed, Field, Flag, command
+from vscsi_emu.scsi.copy import CopyList, CopyTarget, Segment
+from vscsi_emu.scsi.nexus import Nexus
+from vscsi_emu.scsi.persistent import ReservationConflict
+from vscsi_emu.scsi.request import Request
+from vscsi_emu.scsi.sense import (
+    Asc,
+    ScsiError,
+    SenseKey,
+    invalid_field_in_cdb,
+    invalid_field_in_parameter_list,
+)
+from vscsi_emu.scsi.vpd import unit_designators
+
+# ── EXTENDED COPY(LID1) ────────────────────────────────────────────────────────────────────────
+
+
+@command(
+    "EXTENDED COPY(LID1)",
+    0x83,
+    16,
+    service_action=0x00,
+    flags=Flag.NEEDS_READY,
+    parameter_list_length=Field(10, 4),
+)
+async def extended_copy(request: Request) -> bytes:
+    """Copies between units that the same initiator port reaches; over when it answers."""
+    data = request.parameter_list()
+    if not data:
+        return b""
+    plan = copy.parse(data)
+    results = request.nexus.copies
+    if plan.list_id is not None and results.running(plan.list_id):
+        raise invalid_field_in_parameter_list(0)
+    if plan.list_id is None:
+        await _copy(request, plan, lambda _bytes: None)
+        return b""
+    result = results.start(plan.list_id)
+
+    def count(transferred: int) -> None:
+        result.segments += 1
+        result.transferred += transferred
+
+    failed = True
+    try:
+        await _copy(request, plan, count)
+        failed = False
+    finally:
+        results.end(plan.list_id, failed=failed, hold=plan.hold or failed)
+    return b""
+
+
+async def _copy(request: Request, plan: CopyList, count: Callable[[int], None]) -> None:
+    nexuses = [_find(request, target) for target in plan.targets]
+    for number, segment in enumerate(plan.segments):
+        try:
+            count(await _copy_segment(request, nexuses, segment))
+        except ScsiError as error:
+            if error.key is not SenseKey.COPY_ABORTED:
+                error = _aborted(error.code)
+            raise ScsiError(error.key, error.code, information=number) from error
+
+
+def _find(request: Request, target: CopyTarget) -> Nexus | None:
+    """None: no unit that can be reached here is called so."""
+    for nexus in request.target.reachable():
+        if target.designator in unit_designators(nexus.unit):
+            if target.block_size != nexus.unit.block_size:
+                raise _aborted(Asc.INCORRECT_COPY_TARGET_DEVICE_TYPE)
+            return nexus
+    return None
+
+
+async def _copy_segment(request: Request, nexuses: list[Nexus | None], segment: Segment) -> int:
+    """Bytes copied."""
+    source = _unit(request, nexuses, segment.source, Allowed.WRITE_EXCLUSIVE).unit
+    target = _unit(request, nexuses, segment.target, Allowed.NONE).unit
+    counted = target if segment.counts_target_blocks else source
+    length = segment.blocks * counted.block_size
+    if not length:
+        return 0
+    if length % source.block_size or length % target.block_size:
+        # It would end within a block: there is neither residual data to take up nor padding.
+        raise _aborted(Asc.INVALID_FIELD_IN_PARAMETER_LIST)
+    if not _holds(source.blocks, segment.source_lba, length // source.block_size) or not _holds(
+        target.blocks, segment.target_lba, length // target.block_size
+    ):
+        raise _aborted(Asc.NO_ADDITIONAL_SENSE)
+    if target.write_protected:
+        raise _aborted(Asc.WRITE_PROTECTED)
+    await target.copy_from(
+        source,
+        segment.source_lba * source.block_size,
+        segment.target_lba * target.block_size,
+        length,
+    )
+    return length
+
+
+def _holds(blocks: int, lba: int, count: int) -> bool:
+    return lba + count <= blocks
+
+
+def _unit(request: Request, nexuses: list[Nexus | None], index: int, allowed: Allowed) -> Nexus:
+    """The unit that a segment names, if it may be used now."""
+    if index == copy.THIS_UNIT:
+        nexus: Nexus | None = request.nexus
+    elif index < len(nexuses):
+        nexus = nexuses[index]
+    else:
+        raise _aborted(Asc.UNREACHABLE_COPY_TARGET)
+    if nexus is None or nexus.unit.unready is not None:
+        raise _aborted(Asc.COPY_TARGET_DEVICE_NOT_REACHABLE)
+    try:
+        nexus.unit.reservations.check(nexus, allowed)
+    except ReservationConflict:
+        raise _aborted(Asc.COPY_TARGET_DEVICE_NOT_REACHABLE) from None
+    return nexus
+
+
+def _aborted(code: Asc) -> ScsiError:
+    return ScsiError(SenseKey.COPY_ABORTED, code)
+
+
+# ── RECEIVE COPY RESULTS ───────────────────────────────────────────────────────────────────────
+
+_IN_PROGRESS, _COMPLETED, _FAILED = 0x00, 0x01, 0x02
+_BYTES, _KIBIBYTES = 0, 1
+
+
+@command(
+    "RECEIVE COPY STATUS(LID1)",
+    0x84,
+    16,
+    service_action=0x00,
+    list_identifier=Field(2),
+    allocation_length=Field(10, 4),
+)
+def receive_copy_status(request: Request) -> bytes:
+    result = request.nexus.copies.take(request.cdb["list_identifier"])
+    if result is None:
+        raise invalid_field_in_cdb(2, 7)
+    status = _IN_PROGRESS
+    if result.ended is not None:
+        status = _FAILED if result.failed else _COMPLETED
+    # What one command copies at most fits in KiB.
+    units = _BYTES if result.transferred < 1 << 32 else _KIBIBYTES
+    transferred = result.transferred >> (10 if units == _KIBIBYTES else 0)
+    return struct.pack(">IBHBI", 8, status, result.segments, units, transferred)
+
+
+_SNLID: Final = 0x01
+
+
+@command(
+    "RECEIVE COPY OPERATING PARAMETERS",
+    0x84,
+    16,
+    service_action=0x03,
+    allocation_length=Field(10, 4),
+)
+def receive_copy_operating_parameters(request: Request) -> bytes:
+    """Neither inline data nor held data; a copy may have any alignment to blocks."""
+    types = copy.DESCRIPTOR_TYPES
+    body = struct.pack(
+        ">B3xHHIIIII2xHBBBB3xB",
+        _SNLID,
+        copy.MAX_TARGETS,
+        copy.MAX_SEGMENTS,
+        copy.MAX_DESCRIPTORS_BYTES,
+        copy.MAX_SEGMENT_BYTES,
+        0,
+        0,
+        0,
+        copy.CONCURRENT_COPIES,
+        min(copy.CONCURRENT_COPIES, 0xFF),
+        copy.GRANULARITY,
+        0,
+        0,
+        len(types),
+    )
+    return struct.pack(">I", len(body) + len(types)) + body + types

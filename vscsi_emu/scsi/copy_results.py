@@ -1,0 +1,51 @@
+"""What RECEIVE COPY RESULTS is asked about: the copies of one I_T_L nexus by LIST IDENTIFIER."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Final
+
+HOLD_SECONDS: Final = 5.0
+"""How long the result of a copy that is over is held, if nobody asks for it."""
+
+
+@dataclass(slots=True)
+class CopyResult:
+    """`ended`: seconds of the monotonic clock; None while it runs."""
+
+    segments: int = 0
+    transferred: int = 0
+    """Bytes."""
+    failed: bool = False
+    ended: float | None = None
+
+
+class CopyResults:
+    """Few: a new copy takes the place of an old one with its identifier, of which there are 256."""
+
+    def __init__(self) -> None:
+        self._results: dict[int, CopyResult] = {}
+
+    def running(self, list_id: int) -> bool:
+        """Whether a copy with this identifier is not over yet."""
+        result = self._results.get(list_id)
+        return result is not None and result.ended is None
+
+    def start(self, list_id: int) -> CopyResult:
+        result = self._results[list_id] = CopyResult()
+        return result
+
+    def end(self, list_id: int, *, failed: bool, hold: bool) -> None:
+        result = self._results[list_id]
+        result.failed, result.ended = failed, time.monotonic()
+        if not hold:
+            del self._results[list_id]
+
+    def take(self, list_id: int) -> CopyResult | None:
+        """The state of a copy; what is over is told once, and not for long."""
+        result = self._results.get(list_id)
+        if result is None or result.ended is None:
+            return result
+        del self._results[list_id]
+        return result if time.monotonic() - result.ended < HOLD_SECONDS else None
