@@ -54,8 +54,8 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
         return {}
     pages: dict[int, Callable[[], bytes]] = {
         UNIT_SERIAL_NUMBER: lambda: unit.identity.serial_field,
-        # The unit last: initiators of EXTENDED COPY take the last NAA name for the unit's.
-        DEVICE_IDENTIFICATION: lambda: _port_designators(target) + b"".join(unit_designators(unit)),
+        # The unit first: initiators of EXTENDED COPY take the first NAA name for the unit's.
+        DEVICE_IDENTIFICATION: lambda: b"".join(unit_designators(unit)) + _port_designators(target),
         EXTENDED_INQUIRY: lambda: _EXTENDED_INQUIRY_BODY,
         MODE_PAGE_POLICY: lambda: _MODE_PAGE_POLICY_BODY,
         THIRD_PARTY_COPY: lambda: _third_party_copy(unit),

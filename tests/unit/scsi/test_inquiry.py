@@ -102,12 +102,12 @@ def test_unit_serial_number() -> None:
 def test_device_identification() -> None:
     assert vpd(make_target(make_unit()), 0x83)[4:] == b"".join(
         [
-            bytes.fromhex("01 14 00 04 00000001"),
-            bytes.fromhex("01 13 00 08") + PORT_NAA,
-            bytes.fromhex("03 18 00 18") + b"naa.3000000000000002\0\0\0\0",
             bytes.fromhex("01 03 00 08") + UNIT_NAA,
             bytes.fromhex("02 01 00 20") + b"ACME    Rocket disk     SERIAL-1",
             bytes.fromhex("03 08 00 18") + b"naa.3000000000000001\0\0\0\0",
+            bytes.fromhex("01 14 00 04 00000001"),
+            bytes.fromhex("01 13 00 08") + PORT_NAA,
+            bytes.fromhex("03 18 00 18") + b"naa.3000000000000002\0\0\0\0",
         ]
     )
 
@@ -120,16 +120,15 @@ def test_device_identification_of_the_well_known_unit_names_the_port_only() -> N
 
 def test_device_identification_of_a_nameless_port() -> None:
     target = Target({0: make_unit()}, relative_port=7)
-    page = vpd(target, 0x83)
-    assert page[4:12] == bytes.fromhex("01 14 00 04 00000007")
-    assert page[12:24] == bytes.fromhex("01 03 00 08") + UNIT_NAA
+    assert vpd(target, 0x83)[-8:] == bytes.fromhex("01 14 00 04 00000007")
 
 
 def test_a_16_byte_name() -> None:
     naa = bytes.fromhex("600000000000000100000000000000ff")
     unit = LogicalUnit(Engine.memory(1 << 20), Identity("S", naa))
     page = vpd(make_target(unit), 0x83)
-    assert bytes.fromhex("01 03 00 10") + naa in page
+    assert page[4:8] == bytes.fromhex("01 03 00 10")
+    assert page[8:24] == naa
 
 
 def test_extended_inquiry() -> None:
