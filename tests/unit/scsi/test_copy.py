@@ -432,13 +432,13 @@ def test_standard_inquiry_says_so() -> None:
     assert good(make_target(disk(1)), "12 00 00 0060 00")[5] == 0x08
 
 
-def test_the_last_naa_designator_is_the_units() -> None:
+def test_the_first_naa_designator_is_the_units() -> None:
     """As EXTENDED COPY's users pick it from VPD page 83h, whatever its association."""
     page = good(make_target(disk(1)), "12 01 83 0400 00")
     found, offset = b"", 4
     while offset < len(page):
         kind, size = page[offset + 1] & 0x0F, page[offset + 3]
-        if kind == 3:
+        if kind == 3 and not found:
             found = page[offset + 4 : offset + 4 + size]
         offset += 4 + size
     assert found == naa(1)
