@@ -150,10 +150,27 @@ def test_what_is_declared_is_reported(disk: Disk) -> None:
         (opcode, action): length
         for opcode, action, length in struct.iter_unpack(">BxHxxH", data[4:])
     }
-    for key in [(0x89, 0), (0x8B, 0), (0x9C, 0), (0x90, 0), (0x9E, 0x12)]:
+    for key in [(0x89, 0), (0x8B, 0), (0x9C, 0), (0x90, 0), (0x9E, 0x12), (0x9F, 0x11)]:
         assert reported[key] == 16
     for key, length in {(0x34, 0): 10, (0x37, 0): 10, (0xB7, 0): 12}.items():
         assert reported[key] == length
+
+
+def test_write_long_marks_a_block_bad_until_it_is_written(disk: Disk) -> None:
+    wr_uncor = 0x40
+    disk.write(50, pattern(4 * disk.block))
+    commands = [
+        (51, struct.pack(">BBIBHB", 0x3F, wr_uncor, 51, 0, 0, 0)),
+        (52, cdb_16(0x9F, 52, 0, byte1=wr_uncor | 0x11)),
+    ]
+    for lba, command in commands:
+        expect_good(disk.run(command))
+        result = disk.run(cdb.read_16(50, 4), data_in_length=4 * disk.block)
+        expect_sense(result, 3, 0x1114)
+        assert int.from_bytes(result.sense[3:7]) == lba
+        disk.write(lba, pattern(disk.block))
+    disk.read(50, 4)
+    expect_sense(disk.run(struct.pack(">BBIBHB", 0x3F, 0, 51, 0, 0, 0)), ILLEGAL_REQUEST, 0x2400)
 
 
 # ── The whole medium ───────────────────────────────────────────────────────────────────────────

@@ -374,7 +374,7 @@ impl Engine for FileEngine {
                         .build(),
                 })
             }
-            IoKind::Prefetch => None,
+            IoKind::Prefetch | IoKind::Mark => None,
             IoKind::Flush if self.read_only => None,
             IoKind::Flush => Some(
                 opcode::Fsync::new(fd)
@@ -399,6 +399,7 @@ impl Engine for FileEngine {
             IoKind::Write => self.transfer(io, iov)?,
             IoKind::Flush => self.sync()?,
             IoKind::Prefetch => self.prefetch(io),
+            IoKind::Mark => return Err(io::ErrorKind::Unsupported.into()),
             IoKind::Discard | IoKind::Zero => {
                 match io.kind {
                     IoKind::Discard => self.discard(io)?,

@@ -127,6 +127,7 @@ impl Engine for MemoryEngine {
                 self.written.set(io.offset, io.len);
             }
             IoKind::Flush | IoKind::Prefetch => (),
+            IoKind::Mark => return Err(io::ErrorKind::Unsupported.into()),
             // Partial pages at the ends are zeroed by the kernel.
             IoKind::Discard | IoKind::Zero => {
                 self.written.clear(io.offset, io.len);

@@ -7,6 +7,7 @@
 mod aligned;
 mod copy;
 pub mod file;
+pub mod marked;
 pub mod memory;
 pub mod null;
 mod pages;
@@ -39,6 +40,8 @@ pub enum IoKind {
     Zero,
     /// The range will be read soon; a hint.
     Prefetch,
+    /// The range reads as an error until it is written; [`marked::MarkedEngine`] does it.
+    Mark,
 }
 
 /// One engine call; `offset` and `len` in bytes.

@@ -446,6 +446,30 @@ fn durable_writes_ask_for_dsync() {
 }
 
 #[test]
+fn what_must_be_durable_ends_with_fdatasync() {
+    use std::sync::atomic::Ordering::Relaxed;
+    let dir = disk_dir();
+    let engine = file_engine(dir.path(), 1 << 20, false);
+    write(&engine, 0, &[7; 65536]);
+    for kind in [IoKind::Discard, IoKind::Zero] {
+        let io = durable(kind, 0, 4096);
+        assert!(
+            engine.sqe(&io, &[]).is_none(),
+            "one submission is not enough"
+        );
+        let before = engine.syncs.load(Relaxed);
+        drive(uring().as_mut(), &engine, &io, &[]).unwrap();
+        assert_eq!(engine.syncs.load(Relaxed), before + 1, "{kind:?}");
+        let lazy = Io {
+            durable: false,
+            ..io
+        };
+        drive(None, &engine, &lazy, &[]).unwrap();
+        assert_eq!(engine.syncs.load(Relaxed), before + 1, "{kind:?}");
+    }
+}
+
+#[test]
 fn tmpfs_without_zero_range_learns_it() {
     let dir = tmpfs_dir();
     let engine = file_engine(dir.path(), MIB, false);

@@ -277,7 +277,7 @@ impl Lu {
             .ok_or_else(|| PyValueError::new_err("routes holds a value that is no ROUTE_*"))?;
         let policy = ArcSwap::from_pointee(policy.0.clone());
         Ok(Self(Arc::new(lu::Lu {
-            engine: engine.0.clone(),
+            engine: Arc::new(engine::marked::MarkedEngine::new(engine.0.clone())),
             policy,
             routes,
             turns: Turns::default(),

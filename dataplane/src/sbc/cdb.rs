@@ -17,6 +17,7 @@ pub enum Command {
     WriteAtomic,
     PreFetch,
     GetLbaStatus,
+    WriteLong,
 }
 
 /// Where a CDB of one length keeps its two numbers: first byte and bytes of each.
@@ -54,6 +55,10 @@ const COMPARE_AND_WRITE_FORMAT: Format = Format {
     count: (13, 1),
     ..SIXTEEN
 };
+const WRITE_LONG_16_FORMAT: Format = Format {
+    count: (12, 2),
+    ..SIXTEEN
+};
 /// ATOMIC BOUNDARY stands before the length.
 const WRITE_ATOMIC_FORMAT: Format = Format {
     count: (12, 2),
@@ -70,6 +75,7 @@ pub mod opcode {
     pub const VERIFY: u8 = 0x2f;
     pub const PRE_FETCH: u8 = 0x34;
     pub const SYNCHRONIZE_CACHE: u8 = 0x35;
+    pub const WRITE_LONG: u8 = 0x3f;
     pub const WRITE_SAME: u8 = 0x41;
     pub const UNMAP: u8 = 0x42;
     pub const READ_16: u8 = 0x88;
@@ -83,6 +89,7 @@ pub mod opcode {
     pub const WRITE_SAME_16: u8 = 0x93;
     pub const WRITE_ATOMIC_16: u8 = 0x9c;
     pub const SERVICE_ACTION_IN_16: u8 = 0x9e;
+    pub const SERVICE_ACTION_OUT_16: u8 = 0x9f;
     pub const READ_12: u8 = 0xa8;
     pub const WRITE_12: u8 = 0xaa;
     pub const WRITE_VERIFY_12: u8 = 0xae;
@@ -91,6 +98,8 @@ pub mod opcode {
 
 /// SERVICE ACTION of SERVICE ACTION IN (16).
 pub const SAI_GET_LBA_STATUS: u8 = 0x12;
+/// SERVICE ACTION of SERVICE ACTION OUT (16).
+pub const SAO_WRITE_LONG: u8 = 0x11;
 
 /// One line an operation code, or operation code and service action (bits 4 to 0 of byte 1).
 const fn table(opcode: u8, byte1: u8) -> Option<(Command, Format)> {
@@ -123,6 +132,10 @@ const fn table(opcode: u8, byte1: u8) -> Option<(Command, Format)> {
         SERVICE_ACTION_IN_16 if byte1 & 0x1f == SAI_GET_LBA_STATUS => {
             (Command::GetLbaStatus, SIXTEEN)
         }
+        WRITE_LONG => (Command::WriteLong, TEN),
+        SERVICE_ACTION_OUT_16 if byte1 & 0x1f == SAO_WRITE_LONG => {
+            (Command::WriteLong, WRITE_LONG_16_FORMAT)
+        }
         _ => return None,
     })
 }
@@ -140,6 +153,7 @@ pub mod flag {
     pub const WRITE_SAME_LBDATA: u8 = 1 << 1;
     pub const WRITE_SAME_NDOB: u8 = 1 << 0;
     pub const UNMAP_ANCHOR: u8 = 1 << 0;
+    pub const WRITE_LONG_WR_UNCOR: u8 = 1 << 6;
 }
 
 /// A parsed CDB.
@@ -213,7 +227,8 @@ impl Cdb {
             | Command::Write
             | Command::SynchronizeCache
             | Command::PreFetch
-            | Command::GetLbaStatus => 0,
+            | Command::GetLbaStatus
+            | Command::WriteLong => 0,
             Command::WriteAndVerify | Command::OrWrite | Command::WriteAtomic => self.count * block,
             Command::CompareAndWrite => 2 * self.count * block,
             Command::Verify => match self.bytchk() {

@@ -16,6 +16,7 @@ mod rw;
 mod tests;
 mod unmap;
 mod verify;
+mod write_long;
 mod write_same;
 
 use std::io;
@@ -120,6 +121,7 @@ pub fn plan(
             Command::CompareAndWrite => compare_and_write::plan(policy, &cdb, &buffers),
             Command::OrWrite => orwrite::plan(policy, &cdb, &buffers),
             Command::WriteAtomic => atomic::plan(policy, &cdb, &buffers),
+            Command::WriteLong => write_long::plan(policy, &cdb),
             Command::PreFetch => cache::plan_prefetch(policy, &cdb),
             Command::GetLbaStatus => lba_status::plan(policy, &cdb, &buffers),
         });

@@ -4,6 +4,7 @@ use std::io;
 
 use libc::iovec;
 
+use crate::engine::marked::MarkedBad;
 use crate::engine::{AlignedBuffer, Engine, Io, IoKind, Partial, CHUNK};
 use crate::policy::LunPolicy;
 use crate::sense::{self, key, Sense, SenseInfo};
@@ -18,6 +19,8 @@ pub mod status {
 pub const WRITE_PROTECTED: SenseInfo = SenseInfo::new(key::DATA_PROTECT, 0x2700);
 const SPACE_ALLOCATION_FAILED: SenseInfo = SenseInfo::new(key::DATA_PROTECT, 0x2707);
 const UNRECOVERED_READ_ERROR: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x1100);
+/// READ ERROR - LBA MARKED BAD BY APPLICATION CLIENT.
+const MARKED_BAD: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x1114);
 const WRITE_ERROR: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x0c00);
 const INTERNAL_TARGET_FAILURE: SenseInfo = SenseInfo::new(key::HARDWARE_ERROR, 0x4400);
 const DATA_PHASE_ERROR: SenseInfo = SenseInfo::new(key::ABORTED_COMMAND, 0x4b00);
@@ -73,10 +76,18 @@ pub fn failed(policy: &LunPolicy, io: &Io, error: &io::Error) -> Outcome {
         Some(libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EUCLEAN) => {
             medium_error(policy, io, done)
         }
+        None if is_marked_bad(error) => {
+            let block = u64::from(policy.block_size);
+            MARKED_BAD.information((io.offset + transferred) / block)
+        }
         None if error.kind() == io::ErrorKind::UnexpectedEof => medium_error(policy, io, done),
         _ => INTERNAL_TARGET_FAILURE,
     };
     Outcome::check(policy, &info, transferred)
+}
+
+fn is_marked_bad(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<MarkedBad>())
 }
 
 /// With the failing LBA, where it is known: behind the bytes that went well, or the only one.

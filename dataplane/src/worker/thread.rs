@@ -966,7 +966,7 @@ impl Thread {
         match io.kind {
             IoKind::Read => task.iov.extend_from_slice(&task.data_in),
             IoKind::Write => task.iov.extend_from_slice(&task.data_out),
-            IoKind::Flush | IoKind::Discard | IoKind::Zero | IoKind::Prefetch => {}
+            _ => {}
         }
         sbc::trim(&mut task.iov, io.len);
         task.io = Some(io);

@@ -24,7 +24,7 @@ MEDIA = {
         *(0x2E, 0xAE, 0x8E),
         *(0x41, 0x93),
         0x42,
-        *(0x89, 0x8B, 0x9C),
+        *(0x89, 0x8B, 0x9C, 0x3F),
     },
     _dataplane.ROUTE_MEDIA: {0x2F, 0xAF, 0x8F, 0x35, 0x91, 0x34, 0x90},
 }
@@ -115,6 +115,8 @@ def test_field(field: Field, cdb: str, value: int) -> None:
         (0x04, None, "04 3f 00 00 00 00"),
         (0x48, 0x01, "48 a1 00 00 00 00 00 ffff 00"),
         (0x48, 0x1F, "48 1f 00 00 00 00 00 ffff 00"),
+        (0x3F, None, "3f c0 ffffffff 00 0000 00"),
+        (0x9F, 0x11, "9f d1 ffffffffffffffff 0000 0000 00 00"),
         (0x55, None, "55 10 00 00 00 00 00 ffff 00"),
         (0x34, None, "34 02 ffffffff 00 ffff 00"),
         (0x37, None, "37 00 1f 00000000 ffff 00"),
@@ -235,7 +237,7 @@ def test_unknown_operation_codes() -> None:
         assert sense.pointer[0] == 0
 
 
-@pytest.mark.parametrize("opcode", [0x48, 0x9E, 0xA3])
+@pytest.mark.parametrize("opcode", [0x48, 0x9E, 0x9F, 0xA3])
 def test_unknown_service_actions(opcode: int) -> None:
     target = make_target(make_unit())
     known = {c.service_action for c in commands() if c.opcode == opcode}

@@ -203,3 +203,29 @@ GET_LBA_STATUS = media_command(
     lba=_LBA_16,
     allocation_length=Field(10, 4),
 )
+
+_COR_DIS = bit(1, 7)
+_WR_UNCOR = bit(1, 6)
+
+# With WR_UNCOR no data is transferred, whatever BYTE TRANSFER LENGTH says.
+WRITE_LONG_10 = media_command(
+    "WRITE LONG(10)",
+    0x3F,
+    10,
+    Route.WRITE,
+    cor_dis=_COR_DIS,
+    wr_uncor=_WR_UNCOR,
+    lba=_LBA_10,
+    byte_transfer_length=Field(7, 2, ignored=True),
+)
+WRITE_LONG_16 = media_command(
+    "WRITE LONG(16)",
+    0x9F,
+    16,
+    Route.PYTHON,
+    service_action=0x11,
+    cor_dis=_COR_DIS,
+    wr_uncor=_WR_UNCOR,
+    lba=_LBA_16,
+    byte_transfer_length=Field(12, 2, ignored=True),
+)
