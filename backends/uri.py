@@ -45,6 +45,7 @@ class LunSpec:
     product: str | None = None
     rotation_rate: int | None = None
     discard: bool = True
+    removable: bool = False
     write_cache: bool = True
     state: str | None = None
     """File that keeps what must outlive the server, such as persistent reservations."""
@@ -150,6 +151,7 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "product": _Key("product", _ascii(PRODUCT_SIZE)),
         "rotation-rate": _Key("rotation_rate", _rotation_rate),
         "discard": _Key("discard", parse_switch),
+        "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
         "state": _Key("state", _path),
     }

@@ -170,6 +170,7 @@ def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) 
         read_only=spec.read_only,
         rotation_rate=backend.rotation_rate,
         discard=spec.discard,
+        removable=spec.removable,
         write_cache=spec.write_cache,
         flush=partial(asyncio.to_thread, backend.flush),
         quiesce=runtime.quiesce,

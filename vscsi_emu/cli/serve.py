@@ -80,6 +80,7 @@ def serve(
       serial=, wwn=               unit serial number; NAA name, 16 hex digits
       vendor=, product=           INQUIRY names, up to 8 and 16 characters
       rotation-rate=              0 unknown, 1 solid state, else rpm
+      removable                   the medium can be ejected and loaded
       discard=on|off              whether UNMAP frees space
       cache=writeback|writethrough
                                   what the disk says of its write cache at first

@@ -42,7 +42,9 @@ class Flag(enum.Flag):
     SKIPS_ATTENTION = enum.auto()
     """Is processed whatever unit attention is pending (SAM-6 5.14)."""
     NEEDS_READY = enum.auto()
-    """Ends with NOT READY while the unit is stopped (SBC-5 4.20)."""
+    """Ends with NOT READY while the unit is stopped (SBC-5 4.20), or has no medium."""
+    NEEDS_MEDIUM = enum.auto()
+    """Ends with NOT READY only while the unit has no medium."""
     ANY_LUN = enum.auto()
     """Is answered for an absent logical unit too (SAM-6 4.7.4)."""
     WELL_KNOWN = enum.auto()
@@ -69,6 +71,8 @@ class Feature(enum.Flag):
     NONE = 0
     THIN = enum.auto()
     """Logical block provisioning management (SBC-5 4.7)."""
+    REMOVABLE = enum.auto()
+    """The medium can be taken out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,6 +191,7 @@ def command(
     *,
     service_action: int | None = None,
     flags: Flag = Flag.NONE,
+    needs: Feature = Feature.NONE,
     allowed: Allowed | Callable[[Cdb], Allowed] = Allowed.NONE,
     **fields: Field,
 ) -> Callable[[Handler], CommandType]:
@@ -200,6 +205,7 @@ def command(
             MappingProxyType(fields),
             service_action=service_action,
             flags=flags,
+            needs=needs,
             handler=handler,
             allowed=allowed,
         )

@@ -17,6 +17,7 @@ from vscsi_emu.scsi.request import Command, Reply, Request
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort, ScsiError, SenseKey
 from vscsi_emu.scsi.table import absent_table, well_known_table
 from vscsi_emu.scsi.target import Target
+from vscsi_emu.scsi.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +40,7 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
         cdb = found.parse(command.cdb)
         if nexus is not None:
             nexus.unit.reservations.check(nexus, found.allowed_for(cdb))
-        if nexus is not None and nexus.unit.stopped and Flag.NEEDS_READY in found.flags:
-            raise ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
+            _check_ready(nexus.unit, found)
         if found.handler is None:
             reply.execute()
             return None
@@ -57,6 +57,18 @@ async def _answer_later(request: Request, answer: Awaitable[bytes]) -> None:
         data = await answer
         if not request.reply.given:
             request.reply.good(request.limit(data))
+
+
+def _check_ready(unit: LogicalUnit, found: CommandType) -> None:
+    error = unit.not_ready()
+    if error is not None and (
+        Flag.NEEDS_READY in found.flags
+        or (Flag.NEEDS_MEDIUM in found.flags and error.code is Asc.MEDIUM_NOT_PRESENT)
+    ):
+        raise error
+    if Flag.NEEDS_READY in found.flags and found.handler is None:
+        # A unit that rests is woken by what needs its medium (SBC-5 4.20).
+        unit.wake()
 
 
 def _find(cdb: bytes, lun: int | None, nexus: Nexus | None) -> CommandType:

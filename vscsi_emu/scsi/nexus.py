@@ -88,9 +88,9 @@ class Nexus:
             self.update_gate()
 
     def update_gate(self) -> None:
-        """Media commands come to Python while there is something to report, while stopped, and
-        those of the classes that a reservation excludes."""
-        if self._pending or self._deferred or self.unit.stopped:
+        """Media commands come to Python while there is something to report, while the unit is
+        not active, and those of the classes that a reservation excludes."""
+        if self._pending or self._deferred or not self.unit.active:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)

@@ -13,6 +13,7 @@ from vscsi_emu.scsi.limits import Limits
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.persistent import NexusId
+from vscsi_emu.scsi.power import RESTING, Power
 from vscsi_emu.scsi.reservations import Reservations
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.store import StateStore
@@ -23,12 +24,18 @@ async def _nothing(*_: object) -> None:
     pass
 
 
+def _features(*, thin: bool, removable: bool) -> Feature:
+    features = Feature.THIN if thin else Feature.NONE
+    return features | Feature.REMOVABLE if removable else features
+
+
 class LogicalUnit:
     """A direct access block device (SBC-5), shared by all its nexuses.
 
     - `block_size`: bytes of a logical block; `physical_block_exponent`: a physical block has two
       to the power of it logical ones.
     - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-5 6.6.3).
+    - `removable`: START STOP UNIT ejects and loads the medium.
     - `discard`: thin provisioning is offered where the engine really frees space.
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
@@ -45,6 +52,7 @@ class LogicalUnit:
         read_only: bool = False,
         rotation_rate: int = 1,
         discard: bool = True,
+        removable: bool = False,
         write_cache: bool = True,
         limits: Limits | None = None,
         flush: Callable[[], Awaitable[None]] = _nothing,
@@ -60,11 +68,14 @@ class LogicalUnit:
         self.physical_block_exponent: Final = physical_block_exponent
         self.read_only: Final = read_only
         self.rotation_rate: Final = rotation_rate
-        self.features: Final = Feature.THIN if discard and engine.can_discard else Feature.NONE
+        self.features: Final = _features(thin=discard and engine.can_discard, removable=removable)
         self.limits: Final = limits or Limits.default(block_size)
         self.commands: Final[CommandTable] = command_table(self.features)
         self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
-        self.stopped = False
+        self.power = Power.ACTIVE
+        self.medium_present = True
+        self._preventing: set[Nexus] = set()
+        """Who does not let the medium go (SPC-6 6.16)."""
         self.nexuses: Final[list[Nexus]] = []
         self.reservations: Final = Reservations(self, store)
         self._copies: set[asyncio.Future[None]] = set()
@@ -122,6 +133,24 @@ class LogicalUnit:
     def descriptor_sense(self) -> bool:
         return self.mode_pages.descriptor_sense
 
+    @property
+    def removable(self) -> bool:
+        """RMB."""
+        return Feature.REMOVABLE in self.features
+
+    @property
+    def active(self) -> bool:
+        """Media commands need no decision."""
+        return self.power is Power.ACTIVE and self.medium_present
+
+    def not_ready(self) -> ScsiError | None:
+        """Why media commands cannot be processed, if they cannot."""
+        if not self.medium_present:
+            return ScsiError(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT)
+        if self.power is Power.STOPPED:
+            return ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
+        return None
+
     # ── Nexuses ────────────────────────────────────────────────────────────────────────────────
 
     def connect(self, name: NexusId) -> Nexus:
@@ -132,6 +161,11 @@ class LogicalUnit:
 
     def disconnect(self, nexus: Nexus) -> None:
         self.nexuses.remove(nexus)
+        self.lost(nexus)
+
+    def lost(self, nexus: Nexus) -> None:
+        """I_T nexus loss: what it held that no name keeps (SAM-6 6.3.4)."""
+        self.allow_removal(nexus)
         self.reservations.lost(nexus)
 
     def establish(self, code: Asc, *, but: Nexus | None = None) -> None:
@@ -140,12 +174,31 @@ class LogicalUnit:
             if nexus is not but:
                 nexus.establish(code)
 
+    # ── Medium ─────────────────────────────────────────────────────────────────────────────────
+
+    def prevent_removal(self, nexus: Nexus) -> None:
+        self._preventing.add(nexus)
+
+    def allow_removal(self, nexus: Nexus) -> None:
+        self._preventing.discard(nexus)
+
+    def move_medium(self, *, present: bool, by: Nexus) -> None:
+        """Ejects or loads. `ScsiError` while some nexus prevents it."""
+        if self._preventing:
+            raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.MEDIUM_REMOVAL_PREVENTED)
+        loaded = present and not self.medium_present
+        self.medium_present = present
+        self.update_gates()
+        if loaded:
+            self.establish(Asc.MEDIUM_MAY_HAVE_CHANGED, but=by)
+
     # ── Changes of state ───────────────────────────────────────────────────────────────────────
 
     def reset(self) -> None:
         """Logical unit reset (SAM-6 6.3.3), once its commands are aborted."""
         self.mode_pages.reset()
-        self.stopped = False
+        self.power = Power.ACTIVE
+        self._preventing.clear()
         self.reservations.reset()
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
@@ -180,13 +233,20 @@ class LogicalUnit:
 
     def start(self) -> None:
         """Active power condition: media commands are processed."""
-        self.stopped = False
-        self._publish()
+        self.set_power(Power.ACTIVE)
 
     def stop(self) -> None:
         """Stopped power condition: media commands end with NOT READY."""
-        self.stopped = True
-        self._publish()
+        self.set_power(Power.STOPPED)
+
+    def set_power(self, power: Power) -> None:
+        self.power = power
+        self.update_gates()
+
+    def wake(self) -> None:
+        """A media command is about to be processed: from idle or standby to active."""
+        if self.power in RESTING:
+            self.set_power(Power.ACTIVE)
 
     async def settle(self) -> None:
         """Waits for running commands, then makes what they wrote durable."""

@@ -186,3 +186,18 @@ def test_the_other_program_is_named(image: Path) -> None:
 def test_lun_spec_says_what_was_asked_for() -> None:
     assert str(LunSpec("file", "/a b")) == "/a b"
     assert str(LunSpec("mem", "1M")) == "mem:1M"
+
+
+def test_state_is_kept_beside_an_image_that_may_be_written(image: Path) -> None:
+    def state(spec: LunSpec) -> str | None:
+        backend = open_backend(spec, name="x")
+        try:
+            return backend.state_path
+        finally:
+            backend.close()
+
+    assert state(LunSpec("file", str(image))) == f"{os.path.realpath(image)}.state"
+    assert state(LunSpec("file", str(image), read_only=True)) is None
+    assert state(LunSpec("file", str(image), state="/elsewhere")) == "/elsewhere"
+    assert state(LunSpec("mem", "1M")) is None
+    assert state(LunSpec("mem", "1M", state="/kept")) == "/kept"

@@ -26,6 +26,7 @@ from vscsi_emu.scsi import (
     Target,
     decode_lun,
 )
+from vscsi_emu.scsi.power import Power
 
 TEST_UNIT_READY = "00"
 READ_10 = "28"
@@ -154,7 +155,7 @@ def test_reset_tells_every_nexus_and_restores_the_defaults() -> None:
     assert refused(first, TEST_UNIT_READY) == attention(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
     assert refused(second, READ_10, lun=3) == attention(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
     assert unit.data_plane.policy.write_cache
-    assert not unit.stopped
+    assert unit.power is Power.ACTIVE
     assert refused(second, READ_10, lun=3) == attention(Asc.MODE_PARAMETERS_CHANGED)
     assert send(first, READ_10).executed
 
@@ -277,7 +278,7 @@ def test_stopping_waits_then_flushes() -> None:
 
     async def flush() -> None:
         await asyncio.sleep(0)
-        assert unit.stopped
+        assert unit.power is Power.STOPPED
         steps.append("flush")
 
     unit = make_unit(flush=flush, quiesce=quiesce)

@@ -96,7 +96,7 @@ def test_field(field: Field, cdb: str, value: int) -> None:
         (0x08, None, "08 1f ff ff ff 00"),
         (0x12, None, "12 01 ff ff ff 00"),
         (0x1A, None, "1a 08 ff ff ff 00"),
-        (0x1B, None, "1b 01 00 00 05 00"),
+        (0x1B, None, "1b 01 00 0f f5 00"),
         (0x28, None, "28 18 ffffffff 00 ffff 00"),
         (0x2A, None, "2a 18 ffffffff 00 ffff 00"),
         (0x2F, None, "2f 16 ffffffff 00 ffff 00"),

@@ -3,14 +3,21 @@
 import struct
 from typing import Final
 
-from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, Flag, command
 from vscsi_emu.scsi.request import Request
 
 _LBPME: Final = 0x80
 _LBPRZ: Final = 0x40
 
 
-@command("READ CAPACITY(10)", 0x25, 10, allowed=Allowed.ALWAYS, lun=OBSOLETE_LUN)
+@command(
+    "READ CAPACITY(10)",
+    0x25,
+    10,
+    flags=Flag.NEEDS_MEDIUM,
+    allowed=Allowed.ALWAYS,
+    lun=OBSOLETE_LUN,
+)
 def read_capacity_10(request: Request) -> bytes:
     """FFFFFFFFh for a last LBA that only READ CAPACITY(16) can say."""
     unit = request.unit
@@ -22,6 +29,7 @@ def read_capacity_10(request: Request) -> bytes:
     0x9E,
     16,
     service_action=0x10,
+    flags=Flag.NEEDS_MEDIUM,
     allowed=Allowed.ALWAYS,
     allocation_length=Field(10, 4),
 )

@@ -118,7 +118,7 @@ def _unit(request: Request, nexuses: list[Nexus | None], index: int, allowed: Al
         nexus = nexuses[index]
     else:
         raise _aborted(Asc.UNREACHABLE_COPY_TARGET)
-    if nexus is None or nexus.unit.stopped:
+    if nexus is None or nexus.unit.not_ready() is not None:
         raise _aborted(Asc.COPY_TARGET_DEVICE_NOT_REACHABLE)
     try:
         nexus.unit.reservations.check(nexus, allowed)

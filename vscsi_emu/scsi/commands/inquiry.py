@@ -16,6 +16,7 @@ _TARGET_NAMES: Final = (b"VSCSIEMU", b"Target".ljust(16), b"0001")
 _SPC_4: Final = 6
 _HISUP: Final = 0x10
 _RESPONSE_DATA_FORMAT: Final = 2
+_RMB: Final = 0x80
 _3PC: Final = 0x08
 _CMDQUE: Final = 0x02
 _VERSION_DESCRIPTORS: Final = (
@@ -69,7 +70,7 @@ def _standard(request: Request, peripheral: Peripheral) -> bytes:
     descriptors = (*_VERSION_DESCRIPTORS, *(0,) * (8 - len(_VERSION_DESCRIPTORS)))
     return _LAYOUT.pack(
         peripheral,
-        0,
+        _RMB if nexus is not None and nexus.unit.removable else 0,
         _SPC_4,
         _HISUP | _RESPONSE_DATA_FORMAT,
         _SIZE - 5,

@@ -2,6 +2,7 @@
 
 from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, Flag, bit, command
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
+from vscsi_emu.scsi.power import RESTING
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
@@ -38,8 +39,8 @@ def _state(request: Request) -> ScsiError:
     if nexus is None:
         if request.lun != REPORT_LUNS_WLUN:
             return ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED)
-    elif (error := request.target.take(nexus)) is not None:
+    elif error := request.target.take(nexus) or nexus.unit.not_ready():
         return error
-    elif nexus.unit.stopped:
-        return ScsiError(SenseKey.NOT_READY, Asc.INITIALIZING_COMMAND_REQUIRED)
+    elif (resting := RESTING.get(nexus.unit.power)) is not None:
+        return ScsiError(SenseKey.NO_SENSE, resting)
     return ScsiError(SenseKey.NO_SENSE, Asc.NO_ADDITIONAL_SENSE)
