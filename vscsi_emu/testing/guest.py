@@ -17,6 +17,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from .errors import GuestError, GuestTimeout, tail
+from .process import DeadMansSwitch
 
 _POLL_SECONDS = 0.02
 _KILL_SECONDS = 10.0
@@ -76,6 +77,7 @@ class GuestRun:
         self._name = name
         self._directory = directory
         self._timeout = timeout
+        self._over = False
         self._deadline = time.monotonic() + timeout
         with (directory / "console").open("wb") as console:
             self._process = subprocess.Popen(
@@ -88,6 +90,7 @@ class GuestRun:
                 pass_fds=[output.fileno()],
                 start_new_session=True,
             )
+        self._switch = DeadMansSwitch(self._process.pid)
 
     @property
     def directory(self) -> Path:
@@ -134,9 +137,13 @@ class GuestRun:
 
     def kill(self) -> None:
         """Ends every process of the guest, at once."""
+        if self._over:
+            return  # the group's number may be another's by now
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(_KILL_SECONDS)
+        self._switch.disarm()
+        self._over = True
 
     def __enter__(self) -> GuestRun:
         return self

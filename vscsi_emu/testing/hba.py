@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .errors import ServerError, tail
+from .process import DeadMansSwitch
 
 PROGRAM = "vscsi-emu"
 START_SECONDS = 15.0
@@ -40,12 +41,18 @@ class HbaProcess:
         try:
             with (self._directory / "log").open("wb") as log:
                 self._process = subprocess.Popen(
-                    [*command, *arguments], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+                    [*command, *arguments],
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    start_new_session=True,
                 )
+            self._switch = DeadMansSwitch(self._process.pid)
             try:
                 self._await_socket()
             except BaseException:
                 self._kill()
+                self._switch.disarm()
                 raise
         except BaseException:
             shutil.rmtree(self._directory, ignore_errors=True)
@@ -92,6 +99,7 @@ class HbaProcess:
             if error is not None and self.log:
                 error.add_note(f"{PROGRAM} serve said\n{tail(self.log)}")
         finally:
+            self._switch.disarm()
             shutil.rmtree(self._directory, ignore_errors=True)
 
     def _await_socket(self) -> None:
