@@ -122,6 +122,8 @@ class Reservations:
 
     async def _abort(self, names: frozenset[NexusId], by: Nexus) -> None:
         for nexus in list(self._unit.nexuses):
+            if nexus.id in names:
+                nexus.prevents_removal = False
             # The commands of the sender's own port include this one; they have been waited for.
             if nexus.id in names and nexus.id.initiator != by.id.initiator and await nexus.abort():
                 nexus.establish(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)

@@ -19,6 +19,7 @@ UNIT_SERIAL_NUMBER: Final = 0x80
 DEVICE_IDENTIFICATION: Final = 0x83
 EXTENDED_INQUIRY: Final = 0x86
 MODE_PAGE_POLICY: Final = 0x87
+POWER_CONDITION: Final = 0x8A
 THIRD_PARTY_COPY: Final = 0x8F
 BLOCK_LIMITS: Final = 0xB0
 BLOCK_CHARACTERISTICS: Final = 0xB1
@@ -58,6 +59,7 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
         DEVICE_IDENTIFICATION: lambda: b"".join(unit_designators(unit)) + _port_designators(target),
         EXTENDED_INQUIRY: lambda: _EXTENDED_INQUIRY_BODY,
         MODE_PAGE_POLICY: lambda: _MODE_PAGE_POLICY_BODY,
+        POWER_CONDITION: lambda: _POWER_CONDITION_BODY,
         THIRD_PARTY_COPY: lambda: _third_party_copy(unit),
         BLOCK_LIMITS: lambda: _block_limits(unit),
         BLOCK_CHARACTERISTICS: lambda: _block_characteristics(unit),
@@ -118,6 +120,13 @@ _EXTENDED_INQUIRY_BODY: Final = bytes([0, _SIMPSUP, _V_SUP, _LUICLR]).ljust(0x3C
 
 _SHARED: Final = 0
 _MODE_PAGE_POLICY_BODY: Final = bytes([ALL_PAGES, ALL_SUBPAGES, _SHARED, 0])
+
+# ── Power condition (SPC-6 7.7.13) ─────────────────────────────────────────────────────────────
+
+_STANDBY_Y_AND_Z: Final = 0x03
+_IDLE_A_TO_C: Final = 0x07
+# Waking takes no time, stopping neither.
+_POWER_CONDITION_BODY: Final = bytes([_STANDBY_Y_AND_Z, _IDLE_A_TO_C]).ljust(0x0E, b"\0")
 
 # ── Third-party copy (SPC-6 7.7.18) ────────────────────────────────────────────────────────────
 

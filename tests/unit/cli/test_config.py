@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from vscsi_emu.config import ConfigError, from_arguments, from_file
+from vscsi_emu.config import MAX_HBAS, ConfigError, from_arguments, from_file
 
 
 def addresses(*luns: str) -> dict[tuple[int, int], str]:
@@ -122,6 +122,8 @@ def test_a_unit_may_be_reached_through_several_hbas(tmp_path: Path) -> None:
         ('"3:2"', '"256:0"', r"'a.sock': luns: target 256 is above 255"),
         ('"3:2"', '"00:0"', r"'a.sock': luns: 0:0 is given twice"),
         ('luns = {"0:0" = "root"}', "", r"'/run/b.sock': luns: is no table"),
+        ("queues = 4", 'initiator = "5x"', r"'a.sock': initiator: '5x' is not 16 hex digits"),
+        ("queues = 4", 'initiator = "1000000000000000"', r"start with 2, 3 or 5"),
         ('[[hba]]\nsocket = "/run', '[[hbaa]]\nsocket = "/run', r"hbaa: is unknown.*'hba'"),
         ("[[lun]]", "[[lun]", r"hba\.toml: "),
     ],
@@ -147,3 +149,24 @@ def test_no_hba(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.toml: No such file"):
         from_file(str(tmp_path / "gone.toml"))
+
+
+def test_initiators_must_differ(tmp_path: Path) -> None:
+    text = GOOD.replace("queues = 4", 'initiator = "500000000000000A"')
+    second = 'initiator = "500000000000000a"\n'
+    text = text.replace('socket = "/run', second + 'socket = "/run')
+    with pytest.raises(ConfigError, match=r"two \[\[hba\]\] tables have initiator"):
+        from_file(write(tmp_path, text))
+
+
+def test_a_state_file_is_relative_to_the_file(tmp_path: Path) -> None:
+    text = GOOD.replace('uri = "mem:64M"', 'uri = "mem:64M"\nstate = "kept"')
+    assert from_file(write(tmp_path, text)).luns[1].spec.state == str(tmp_path / "kept")
+
+
+def test_too_many_hbas(tmp_path: Path) -> None:
+    hbas = "".join(
+        f'[[hba]]\nsocket = "s{n}"\nluns = {{"0:0" = "root"}}\n' for n in range(MAX_HBAS - 1)
+    )
+    with pytest.raises(ConfigError, match=r"256 .*use at most 255"):
+        from_file(write(tmp_path, GOOD + hbas))

@@ -195,6 +195,23 @@ def test_image_not_a_multiple_of_the_block_size(path: Path, tmp_path: Path) -> N
     assert "1000 bytes are not a multiple of the block size 512" in line
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ("{", "is no state file; remove it"),
+        (
+            '{"format": 1, "sections": {"persistent-reservations": 7}}',
+            "saved persistent reservations are damaged.*; remove it",
+        ),
+    ],
+)
+def test_a_damaged_state_file(path: Path, tmp_path: Path, content: str, says: str) -> None:
+    state = tmp_path / "unit.state"
+    state.write_text(content)
+    line = refused("--socket-path", str(path), "--lun", f"mem:1M,state={state}")
+    assert re.search(f"{state}.*{says}", line)
+
+
 def test_two_disks_on_one_address(path: Path) -> None:
     line = refused("--socket-path", str(path), "--lun", "1:1=mem:1M", "--lun", "1:1=mem:2M")
     assert "mem:1M is at 1:1 already" in line

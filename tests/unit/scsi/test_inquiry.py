@@ -80,8 +80,8 @@ def test_well_known_logical_unit() -> None:
 
 def test_supported_pages() -> None:
     thin, thick = make_target(make_unit()), make_target(make_unit(discard=False))
-    assert vpd(thin, 0x00) == bytes.fromhex("00 00 0009 00 80 83 86 87 8f b0 b1 b2")
-    assert vpd(thick, 0x00) == bytes.fromhex("00 00 0008 00 80 83 86 87 8f b0 b1")
+    assert vpd(thin, 0x00) == bytes.fromhex("00 00 000a 00 80 83 86 87 8a 8f b0 b1 b2")
+    assert vpd(thick, 0x00) == bytes.fromhex("00 00 0009 00 80 83 86 87 8a 8f b0 b1")
 
 
 @pytest.mark.parametrize("page", [0x01, 0x81, 0x84, 0x85, 0x88, 0x89, 0xB3, 0xFF])
@@ -129,6 +129,12 @@ def test_a_16_byte_name() -> None:
     page = vpd(make_target(unit), 0x83)
     assert page[4:8] == bytes.fromhex("01 03 00 10")
     assert page[8:24] == naa
+
+
+def test_power_conditions() -> None:
+    # standby_y, standby_z; idle_c, idle_b, idle_a; no recovery times.
+    page = vpd(make_target(make_unit()), 0x8A)
+    assert page == bytes.fromhex("00 8a 000e 03 07") + bytes(12)
 
 
 def test_extended_inquiry() -> None:

@@ -66,6 +66,8 @@ def _enter(request: Request) -> bool:
         if cdb["power_condition"] == _LU_CONTROL:
             return False
         condition = _condition(request)
+    elif cdb["power_condition_modifier"]:
+        raise invalid_field_in_cdb(3, 3)
     elif request.unit.removable and cdb["loej"]:
         if cdb["start"]:
             unit.load(by=request.nexus)
