@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +16,7 @@ from .libiscsi.suite import Outcome, Result
 
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(900)]
 
+DOCUMENT = Path(__file__).parents[2] / "docs" / "conformance.md"
 ALL_TESTS = 204  # of libiscsi 1.19, without Sanitize
 
 
@@ -64,3 +66,12 @@ def test_the_table_speaks_of_tests_that_exist() -> None:
     except FileNotFoundError as error:
         pytest.skip(str(error))
     assert {line[0] for line in lines} <= names
+
+
+def test_the_document_names_each_with_its_reason() -> None:
+    document = DOCUMENT.read_text().splitlines()
+    for line in TABLE.read_text().splitlines()[1:]:
+        test, _, outcome, reason = line.split("\t")
+        assert any(
+            f"`{test}`" in row and row.endswith(f"| {outcome} | {reason} |") for row in document
+        ), test

@@ -26,7 +26,6 @@ TOOLS = {
     "wr_mode": ("sg_wr_mode --page=8 --contents=00,12,04 --mask=00,00,04 $sg", ""),
     "opcodes": ("sg_opcodes --rctd $sg", "Report supported operation codes"),
     "opcodes_tmf": ("sg_opcodes --tmf $sg", "Logical unit reset"),
-    "logs": ("sg_logs --list $sg", "Supported log pages"),
     "logs_all": ("sg_logs --all $sg", ""),
     "readcap": ("sg_readcap --long $sg", "Logical block length=512 bytes"),
     "requests": ("sg_requests $sg", ""),
