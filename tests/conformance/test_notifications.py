@@ -1,6 +1,7 @@
 """When the device notifies, and when it wants to be notified (virtio 1.4, 2.7.7 and 2.7.10)."""
 
 import os
+import select
 import time
 
 import pytest
@@ -11,7 +12,8 @@ from tests.conformance.cdb import Disk, expect_good, pattern
 from tests.conformance.reads import DEADLINE, add_read, run_unheard, within
 from tests.conformance.server import Server
 from vscsi_emu.driver.vhost_user import Notify
-from vscsi_emu.driver.virtio_scsi import KNOWN, REQUEST_QUEUE, Options
+from vscsi_emu.driver.virtio_scsi import CONTROL_QUEUE, KNOWN, REQUEST_QUEUE, Options
+from vscsi_emu.virtio import vhost_user as vu
 from vscsi_emu.virtio.features import Feature
 
 NO_EVENT_IDX = KNOWN & ~Feature.EVENT_IDX
@@ -183,6 +185,39 @@ def test_both_sides_poll(server: Server) -> None:
         disk = Disk(guest.device, 0, 0).ready()
         disk.write(1, pattern(512))
         assert disk.read(1, 1) == pattern(512)
+
+
+def replace_call(guest: Guest, index: int) -> int:
+    """A new call descriptor for ring `index`."""
+    fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+    guest.bus.front_end.put(vu.SET_VRING_CALL, vu.VringFd.of(index, has_fd=True), [fd])
+    return fd
+
+
+def readable(fd: int, seconds: float) -> bool:
+    return bool(select.select([fd], [], [], seconds)[0])
+
+
+def test_a_new_call_descriptor_is_told_what_the_old_one_was(guest: Guest) -> None:
+    """QEMU replaces it after the start; what was used before would never be seen."""
+    Disk(guest.device, 0, 0).ready()
+    quiet(guest)
+    guest.device.queues[REQUEST_QUEUE].ring.enable_notifications()
+    run_unheard(guest, 1)
+    assert called(guest, DEADLINE)
+    fd = replace_call(guest, REQUEST_QUEUE)
+    try:
+        assert readable(fd, DEADLINE)
+    finally:
+        os.close(fd)
+
+
+def test_a_new_call_descriptor_of_an_idle_ring_is_silent(guest: Guest) -> None:
+    fd = replace_call(guest, CONTROL_QUEUE)
+    try:
+        assert not readable(fd, QUIET_SECONDS)
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.normative("vu.inband.b3", "vu.inband.b4", "vu.inband.b5")

@@ -100,7 +100,7 @@ class QemuGuest(LinuxGuest):
                 *("-m", f"{self._memory_mib}M", "-object", memory),
                 *("-kernel", str(next(kernel.glob("boot/vmlinuz-*")))),
                 *("-initrd", str(_initramfs(kernel))),
-                *("-append", "console=ttyS0 loglevel=5 panic=-1"),
+                *("-append", "console=ttyS0 loglevel=7 panic=-1 no_timer_check"),
                 *("-fw_cfg", f"name={SCRIPT},file=script"),
                 *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
                 *("-serial", "file:output", "-serial", "file:status"),

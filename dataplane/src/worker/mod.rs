@@ -291,6 +291,7 @@ impl QueueRef {
             poll: config.poll,
             in_flight: 0,
             unpublished: false,
+            notified: false,
             ready: false,
             stop: None,
             dead: false,

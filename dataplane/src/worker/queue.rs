@@ -25,6 +25,8 @@ pub(crate) struct Run {
     pub in_flight: usize,
     /// Used entries pushed and not yet published.
     pub unpublished: bool,
+    /// The driver was notified, through whatever notifier there was at the time.
+    pub notified: bool,
     /// Waits in the worker's ready list.
     pub ready: bool,
     /// Token of the `stop` that waits for this queue's tasks.

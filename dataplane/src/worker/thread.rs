@@ -378,6 +378,7 @@ impl Thread {
                     Ok(wanted) => {
                         queue.unpublished = false;
                         if wanted {
+                            queue.notified = true;
                             queue.notifier.notify(&self.inbox, queue.handle.index);
                         }
                     }
@@ -433,8 +434,10 @@ impl Thread {
                 let key = self.keys.get(&queue).copied();
                 if let Some(queue) = key.and_then(|key| self.queues[key].as_mut()) {
                     let before = std::mem::replace(&mut queue.notifier, notifier);
-                    if matches!(before, Notifier::None) {
-                        // Buffers used before now were told to nobody.
+                    if matches!(before, Notifier::None) || queue.notified {
+                        // Buffers used before now were told to nobody, or to a descriptor that
+                        // nobody reads any more: QEMU starts rings with those of their last run,
+                        // and a driver may be quicker than the message that replaces them.
                         queue.notifier.notify(&self.inbox, queue.handle.index);
                     }
                 }
