@@ -273,9 +273,9 @@ class LogicalUnit:
         return self._overwrite(overwriting)
 
     async def _overwrite(self, overwriting: Overwriting) -> bytes:
-        self.failure = overwriting.failure
         try:
             await self._quiesce(self.data_plane)
+            self.failure = overwriting.failure
             await overwriting.run()
             self.failure = None
         except OSError as error:
