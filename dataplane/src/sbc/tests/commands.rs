@@ -350,7 +350,7 @@ fn write_same_of_zeros_is_one_engine_call() {
     // Bit 0 is NDOB in the 16-byte command only: this one lacks its block.
     assert!(matches!(
         plan(&policy, &cdb10(WRITE_SAME, NDOB, 0, 1), &[], 0, 0),
-        Plan::Done(outcome) if outcome.status == status::CHECK_CONDITION
+        Plan::Done(outcome) if outcome.status == crate::sbc::status::CHECK_CONDITION
     ));
 }
 
