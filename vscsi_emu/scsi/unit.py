@@ -8,6 +8,7 @@ from typing import Final
 
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.cdb import Feature, Flag
+from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
@@ -15,11 +16,13 @@ from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.port_groups import PortGroups
+from vscsi_emu.scsi.priorities import Priorities
 from vscsi_emu.scsi.readiness import PowerCondition, Readiness
 from vscsi_emu.scsi.reservations import Reservations
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.store import StateStore
 from vscsi_emu.scsi.table import CommandTable, command_table
+from vscsi_emu.scsi.timestamp import Timestamp
 
 
 async def _nothing(*_: object) -> None:
@@ -90,6 +93,9 @@ class LogicalUnit:
         self.nexuses: Final[list[Nexus]] = []
         self.port_groups: Final = PortGroups(self)
         self.reservations: Final = Reservations(self, store)
+        self.identifying: Final = IdentifyingInformation(self, store)
+        self.timestamp: Final = Timestamp()
+        self.priorities: Final = Priorities()
         self._copies: set[asyncio.Future[None]] = set()
         """Copies from or to here that run now."""
         self._flush = flush
@@ -204,6 +210,7 @@ class LogicalUnit:
         for nexus in self.nexuses:
             nexus.prevents_removal = False
         self.reservations.reset()
+        self.priorities.clear()
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 

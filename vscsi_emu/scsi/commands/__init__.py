@@ -9,6 +9,7 @@ from vscsi_emu.scsi.commands import (
     defects,
     diagnostic,
     format_unit,
+    identifying,
     inquiry,
     log,
     media,
@@ -16,10 +17,12 @@ from vscsi_emu.scsi.commands import (
     persistent,
     port_groups,
     power,
+    priority,
     report,
     reserve,
     sanitize,
     sense,
+    timestamp,
 )
 
 _FAMILIES: Final = (
@@ -28,6 +31,7 @@ _FAMILIES: Final = (
     defects,
     diagnostic,
     format_unit,
+    identifying,
     inquiry,
     log,
     media,
@@ -35,10 +39,12 @@ _FAMILIES: Final = (
     persistent,
     port_groups,
     power,
+    priority,
     report,
     reserve,
     sanitize,
     sense,
+    timestamp,
 )
 
 ALL: Final = tuple(
