@@ -84,6 +84,8 @@ class Feature(enum.Flag):
     COMPARE_AND_WRITE = enum.auto()
     ATOMIC_WRITES = enum.auto()
     """SBC-5 4.29."""
+    SAVED_STATE = enum.auto()
+    """Something that outlives the process to save state in."""
 
 
 @dataclass(frozen=True, slots=True)

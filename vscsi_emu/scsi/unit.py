@@ -29,8 +29,10 @@ async def _nothing(*_: object) -> None:
     pass
 
 
-def _features(limits: Limits, *, thin: bool, removable: bool) -> Feature:
+def _features(limits: Limits, *, thin: bool, removable: bool, saved: bool) -> Feature:
     features = Feature.THIN if thin else Feature.NONE
+    if saved:
+        features |= Feature.SAVED_STATE
     if limits.max_compare_and_write_blocks:
         features |= Feature.COMPARE_AND_WRITE
     if limits.max_atomic_blocks:
@@ -83,10 +85,13 @@ class LogicalUnit:
         self.lbprz: Final = lbprz
         self.limits: Final = limits or Limits.default(block_size)
         self.features: Final = _features(
-            self.limits, thin=discard and engine.can_discard, removable=removable
+            self.limits,
+            thin=discard and engine.can_discard,
+            removable=removable,
+            saved=store is not None,
         )
         self.commands: Final[CommandTable] = command_table(self.features)
-        self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
+        self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache), store)
         self.readiness: Final = Readiness()
         self.failure: Failure | None = None
         self._overwriting: Overwriting | None = None
@@ -224,12 +229,22 @@ class LogicalUnit:
             self._publish()
             self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
-    def select_mode_pages(self, pages: list[bytes], *, by: Nexus) -> Awaitable[None] | None:
-        """Makes checked pages current, for all nexuses at once.
+    def select_mode_pages(
+        self, pages: list[bytes], *, by: Nexus, save: bool = False
+    ) -> Awaitable[None] | None:
+        """Makes checked pages current, for all nexuses at once; `save` saves all pages first.
 
         What is returned, if anything, must be awaited before the command ends: with WCE cleared
         or SWP set, what is in the cache still has to reach the medium (SPC-6 7.5.10, SBC-5 6.5.6).
         """
+        return self._save_mode_pages(pages, by) if save else self._set_mode_pages(pages, by)
+
+    async def _save_mode_pages(self, pages: list[bytes], by: Nexus) -> None:
+        await self.mode_pages.save(pages)
+        if (waiting := self._set_mode_pages(pages, by)) is not None:
+            await waiting
+
+    def _set_mode_pages(self, pages: list[bytes], by: Nexus) -> Awaitable[None] | None:
         before = self.data_plane.policy
         if not self.mode_pages.update(pages):
             return None

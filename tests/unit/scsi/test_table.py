@@ -140,6 +140,14 @@ def test_usage_map(opcode: int, action: int | None, usage: str) -> None:
     assert command.length == len(command.usage_map)
 
 
+def test_sp_needs_somewhere_to_save_to() -> None:
+    for opcode in (0x15, 0x55):
+        for features, usage in ((Feature.NONE, 0x10), (Feature.SAVED_STATE, 0x11)):
+            command = command_table(features).get(opcode, None)
+            assert command is not None
+            assert command.usage_map[1] == usage
+
+
 def test_the_unmap_bit_needs_thin_provisioning() -> None:
     command = command_table(Feature.NONE).get(0x93, None)
     assert command is not None
