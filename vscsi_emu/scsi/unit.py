@@ -24,6 +24,8 @@ from vscsi_emu.scsi.store import StateStore
 from vscsi_emu.scsi.table import CommandTable, command_table
 from vscsi_emu.scsi.timestamp import Timestamp
 
+_BUFFER_CAPACITY: Final = 64 << 10
+
 
 async def _nothing(*_: object) -> None:
     pass
@@ -100,6 +102,8 @@ class LogicalUnit:
         self.reservations: Final = Reservations(self, store)
         self.identifying: Final = IdentifyingInformation(self, store)
         self.timestamp: Final = Timestamp()
+        self.buffer: Final = bytearray(_BUFFER_CAPACITY)
+        """Of READ BUFFER and WRITE BUFFER, for whatever initiators test with it."""
         self.priorities: Final = Priorities()
         self._copies: set[asyncio.Future[None]] = set()
         """Copies from or to here that run now."""

@@ -4,6 +4,8 @@ from typing import Final
 
 from vscsi_emu.scsi.cdb import CommandType
 from vscsi_emu.scsi.commands import (
+    background,
+    buffer,
     capacity,
     copy,
     defects,
@@ -21,11 +23,14 @@ from vscsi_emu.scsi.commands import (
     report,
     reserve,
     sanitize,
+    security,
     sense,
     timestamp,
 )
 
 _FAMILIES: Final = (
+    background,
+    buffer,
     capacity,
     copy,
     defects,
@@ -43,6 +48,7 @@ _FAMILIES: Final = (
     report,
     reserve,
     sanitize,
+    security,
     sense,
     timestamp,
 )
