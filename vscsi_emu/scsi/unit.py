@@ -12,6 +12,7 @@ from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
+from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
@@ -104,6 +105,7 @@ class LogicalUnit:
         self.port_groups: Final = PortGroups(self)
         self.reservations: Final = Reservations(self, store)
         self.identifying: Final = IdentifyingInformation(self, store)
+        self.errors: Final = ErrorLog(self)
         self.self_tests: Final = SelfTests(self)
         self.timestamp: Final = Timestamp()
         self.buffer: Final = bytearray(_BUFFER_CAPACITY)
@@ -277,7 +279,7 @@ class LogicalUnit:
 
     def enter(self, condition: PowerCondition) -> None:
         """A power condition; while stopped, media commands end with NOT READY."""
-        self.readiness.power = condition
+        self.readiness.enter(condition)
         self._publish()
 
     def wake(self) -> None:
@@ -288,15 +290,14 @@ class LogicalUnit:
     def eject(self) -> None:
         """Media commands end with MEDIUM NOT PRESENT. `ScsiError` where removal is prevented."""
         self._check_removal()
-        self.readiness.loaded = False
+        self.readiness.eject()
         self._publish()
 
     def load(self, *, by: Nexus) -> None:
         """The medium is back, and ready. `ScsiError` where its removal is prevented."""
         self._check_removal()
-        self.readiness.power = PowerCondition.ACTIVE
-        if not self.readiness.loaded:
-            self.readiness.loaded = True
+        self.readiness.enter(PowerCondition.ACTIVE)
+        if self.readiness.load():
             self.establish(Asc.MEDIUM_MAY_HAVE_CHANGED, but=by)
         self._publish()
 
