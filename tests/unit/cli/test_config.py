@@ -153,6 +153,11 @@ def test_missing_file(tmp_path: Path) -> None:
         from_file(str(tmp_path / "gone.toml"))
 
 
+def test_port_groups(tmp_path: Path) -> None:
+    hbas = from_file(write(tmp_path, GOOD.replace("queues = 4", "port-group = 65535"))).hbas
+    assert [hba.port_group for hba in hbas] == [65535, None]
+
+
 def test_initiators_must_differ(tmp_path: Path) -> None:
     text = GOOD.replace("queues = 4", 'initiator = "500000000000000A"')
     second = 'initiator = "500000000000000a"\n'

@@ -102,6 +102,10 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
         (3, 0x28, 1, "00 01 0000"),
         (2, 0xFF, 0, "00 01 0000"),
         (1, 0x9D, 0, "00 01 0000"),
+        # 32-byte CDBs go with type 2 protection.
+        (1, 0x7F, 0, "00 01 0000"),
+        (2, 0x7F, 0x09, "00 01 0000"),
+        (3, 0x7F, 0x0B, "00 01 0000"),
     ],
 )
 def test_one_command(options: int, opcode: int, action: int, data: str) -> None:
