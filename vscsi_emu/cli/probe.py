@@ -55,7 +55,7 @@ def _print(console: Console, found: Probe) -> None:
         f"{device}  {device.address}  {device.type_name}  {device.vendor} {device.model} "
         f"{device.revision}  {device.wwn or '-'}  {size_text(device.size)}  via {device.transport}"
     )
-    console.print(f"in use   {found.use or 'no'}")
+    console.print(f"in use   {str(found.use) or 'no'}")
     if found.way is None:
         console.print("way      none: no node leads to it; is a driver bound? (modprobe sg)")
     else:

@@ -91,6 +91,8 @@ def _rule(device: ScsiDevice, node: Path) -> Iterator[str]:
     subsystem = {device.block: "block", device.sg: "scsi_generic", device.bsg: "bsg"}.get(node)
     if subsystem:
         yield f'SUBSYSTEM=="{subsystem}"'
+    if subsystem == "block":
+        yield 'ENV{DEVTYPE}=="disk"'
     if subsystem and device.wwid:
         yield f'ATTRS{{wwid}}=="{device.wwid}"'
     else:
