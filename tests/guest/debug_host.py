@@ -16,6 +16,7 @@ from vscsi_emu.testing.uml import MODULE_TREE, MODULES
 from .report import SECTIONS, Section, parse
 
 ROOT = Path(__file__).parents[2]
+PYTHON = shlex.quote(sys.executable)
 DRIVERS = ("st", "sr_mod", "ses", "scsi_debug")
 _OF_MEMORY = ("/tmp", "/run", "/var/tmp", "/srv")
 
@@ -56,9 +57,7 @@ def script(body: str) -> str:
     module = next((path for path in drivers if path.stem == "scsi_debug"), Path("scsi_debug"))
     return "\n".join(
         (
-            _PRELUDE.format(
-                root=shlex.quote(str(ROOT)), python=shlex.quote(sys.executable), module=module
-            ),
+            _PRELUDE.format(root=shlex.quote(str(ROOT)), python=PYTHON, module=module),
             SECTIONS,
             *(_shown(path) for path in (ROOT, Path(sys.prefix))),
             *(f"insert {path}" for path in drivers if path != module),

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from vscsi_emu.host.devices import ScsiDevice
-    from vscsi_emu.host.monitor import Change, Monitor
+    from vscsi_emu.host.monitor import Change
 
 
 @click.command()
@@ -22,44 +20,44 @@ def devices(as_json: bool, watch: bool) -> None:
 
     Needs no rights; with those of root it sees all users.
     """
-    from rich.console import Console
-
     from vscsi_emu.host.devices import devices as find_all
-    from vscsi_emu.host.errors import HostError
-    from vscsi_emu.host.monitor import Monitor
 
-    console = Console(soft_wrap=True)
-    try:
-        # Watched first and listed then, so that nothing falls between.
-        monitor = Monitor() if watch else None
-    except HostError as error:
-        raise click.ClickException(str(error)) from None
-    found = find_all() if monitor is None else list(monitor.known.values())
-    if as_json:
-        _print_json(found, watch)
-    elif found:
-        _print_table(console, found)
+    if watch:
+        _watch(as_json)
     else:
-        console.print("This machine has no SCSI devices.")
-    if monitor is not None:
-        _follow(console, monitor, as_json)
+        _show(find_all(), as_json)
 
 
-def _follow(console: Console, monitor: Monitor, as_json: bool) -> None:
+def _watch(as_json: bool) -> None:
     import asyncio
     from contextlib import suppress
 
     from vscsi_emu.host import report
+    from vscsi_emu.host.errors import HostError
+    from vscsi_emu.host.monitor import Monitor
 
-    async def follow() -> None:
+    async def follow(monitor: Monitor) -> None:
         async for change in monitor:
-            if as_json:
-                click.echo(json.dumps(report.change(change)))
-            else:
-                console.print(_line(change), markup=False, highlight=False)
+            click.echo(json.dumps(report.change(change)) if as_json else _line(change))
 
+    try:
+        # Watched first and listed then, so that nothing falls between.
+        monitor = Monitor()
+    except HostError as error:
+        raise click.ClickException(str(error)) from None
+    _show(list(monitor.known.values()), as_json, lines=True)
     with suppress(KeyboardInterrupt):
-        asyncio.run(follow())
+        asyncio.run(follow(monitor))
+
+
+def _show(found: list[ScsiDevice], as_json: bool, lines: bool = False) -> None:
+    """`lines`: as JSON, one object a line."""
+    if as_json:
+        _print_json(found, lines)
+    elif found:
+        _print_table(found)
+    else:
+        click.echo("This machine has no SCSI devices.")
 
 
 def _print_json(found: list[ScsiDevice], lines: bool) -> None:
@@ -74,7 +72,8 @@ def _print_json(found: list[ScsiDevice], lines: bool) -> None:
             click.echo(json.dumps({"event": "present", "device": each}))
 
 
-def _print_table(console: Console, found: list[ScsiDevice]) -> None:
+def _print_table(found: list[ScsiDevice]) -> None:
+    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -96,7 +95,7 @@ def _print_table(console: Console, found: list[ScsiDevice]) -> None:
             str(use(device)) or "-",
         )
         table.add_row(*map(Text, row))
-    console.print(table)
+    Console(soft_wrap=True).print(table)
 
 
 def _line(change: Change) -> str:

@@ -30,8 +30,6 @@ def probe(device: str, as_json: bool) -> None:
 
     DEVICE is /dev/sgN, /dev/sdX, /dev/bsg/H:C:T:L, H:C:T:L, wwn-0x… or by-id/….
     """
-    from rich.console import Console
-
     from vscsi_emu.host import report
     from vscsi_emu.host.errors import HostError
     from vscsi_emu.host.find import find
@@ -44,12 +42,15 @@ def probe(device: str, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(report.probe(found), indent=2))
     else:
-        _print(Console(soft_wrap=True, highlight=False, markup=False), found)
+        _print(found)
 
 
-def _print(console: Console, found: Probe) -> None:
+def _print(found: Probe) -> None:
+    from rich.console import Console
+
     from vscsi_emu.cli.devices import size_text
 
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     device = found.device
     console.print(
         f"{device}  {device.address}  {device.type_name}  {device.vendor} {device.model} "
@@ -78,7 +79,7 @@ def _print(console: Console, found: Probe) -> None:
 
 
 def _print_limits(console: Console, found: Probe) -> None:
-    """Every candidate under its limit, the one that won marked."""
+    """Every candidate beside its limit, the one that won marked."""
     from rich.table import Table
     from rich.text import Text
 

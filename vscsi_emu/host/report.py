@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from vscsi_emu.host.devices import ScsiDevice
-from vscsi_emu.host.limits import Limit
-from vscsi_emu.host.monitor import Change
-from vscsi_emu.host.probe import Probe
-from vscsi_emu.host.use import Use
+if TYPE_CHECKING:
+    from vscsi_emu.host.devices import ScsiDevice
+    from vscsi_emu.host.limits import Limit
+    from vscsi_emu.host.monitor import Change
+    from vscsi_emu.host.probe import Probe
+    from vscsi_emu.host.use import Use
 
 
 def device(found: ScsiDevice) -> dict[str, Any]:
