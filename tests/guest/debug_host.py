@@ -18,6 +18,7 @@ from .report import SECTIONS, Section, parse
 ROOT = Path(__file__).parents[2]
 PYTHON = shlex.quote(sys.executable)
 DRIVERS = ("st", "sr_mod", "ses", "scsi_debug")
+"""Loaded in this order; the last one by the script, as often as it likes."""
 _OF_MEMORY = ("/tmp", "/run", "/var/tmp", "/srv")
 
 # scsi_debug KEY=VALUE…: unloads what was there, loads it with these parameters, waits for disks.
@@ -49,18 +50,15 @@ def run(body: str, timeout: float = 120.0) -> dict[str, Section]:
 
 def script(body: str) -> str:
     """`body`, with the functions above and the drivers of tapes, discs and enclosures loaded."""
-    directory = module_directory(MODULE_TREE) if MODULE_TREE.exists() else None
-    drivers: list[Path] = []
-    if directory is not None:
-        there = load_order(directory, MODULES)
-        drivers = [path for path in load_order(directory, DRIVERS) if path not in there]
-    module = next((path for path in drivers if path.stem == "scsi_debug"), Path("scsi_debug"))
+    directory = module_directory(MODULE_TREE)
+    there = load_order(directory, MODULES)
+    *drivers, debug = (path for path in load_order(directory, DRIVERS) if path not in there)
     return "\n".join(
         (
-            _PRELUDE.format(root=shlex.quote(str(ROOT)), python=PYTHON, module=module),
+            _PRELUDE.format(root=shlex.quote(str(ROOT)), python=PYTHON, module=debug),
             SECTIONS,
             *(_shown(path) for path in (ROOT, Path(sys.prefix))),
-            *(f"insert {path}" for path in drivers if path != module),
+            *(f"insert {path}" for path in drivers),
             body,
         )
     )

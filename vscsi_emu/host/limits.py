@@ -77,11 +77,14 @@ class QueueLimits:
         return (value for value in values if isinstance(value, Limit))
 
 
-def queue_limits(device: ScsiDevice) -> QueueLimits:
+def queue_limits(device: ScsiDevice, *, commands: bool = True) -> QueueLimits:
     """Reads all there is: sysfs, ioctls of the nodes that may be opened, the device's Block Limits
-    VPD page. Sends SCSI commands, during which no other Python thread runs: before serving only.
+    VPD page. May wait for the host's error recovery.
+
+    With `commands` it sends SCSI commands, during which no other Python thread runs: before
+    serving only. Without, it takes the VPD page that the kernel has read.
     """
-    answers = ask(device)
+    answers = ask(device, commands)
     directory = device.block_directory
     queue = directory / "queue" if directory else None
     segments = [

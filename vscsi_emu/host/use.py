@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -81,14 +82,15 @@ def _mounts(numbers: set[str], nodes: set[str], roots: Roots) -> Iterator[str]:
         for line in (sysfs.text(roots.proc / process / "mountinfo") or "").splitlines():
             fields, _, rest = line.partition(" - ")
             number, mount = fields.split(" ")[2], fields.split(" ")[4]
-            source = rest.split(" ")[1]
+            source = _unescaped(rest.split(" ")[1])
             # A file system over several devices has a number of its own, but names one of them.
-            if number in numbers or os.path.realpath(_unescaped(source)) in nodes:
+            if number in numbers or (source[:1] == "/" and os.path.realpath(source) in nodes):
                 yield _unescaped(mount)
 
 
 def _unescaped(text: str) -> str:
-    return text.encode("latin-1", "replace").decode("unicode_escape")
+    """White space and backslashes stand there as octal numbers."""
+    return re.sub(r"\\([0-7]{3})", lambda found: chr(int(found[1], 8)), text)
 
 
 def _swaps(roots: Roots) -> Iterator[str]:

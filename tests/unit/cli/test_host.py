@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner, Result
@@ -11,6 +13,8 @@ from tests.unit.host.machine import Machine
 from vscsi_emu.cli import main
 from vscsi_emu.host import devices as devices_module
 from vscsi_emu.host import find as find_module
+from vscsi_emu.host.devices import ScsiDevice
+from vscsi_emu.host.monitor import Change
 
 
 @pytest.fixture
@@ -57,6 +61,51 @@ def test_devices_as_json(machine: Machine) -> None:
     assert (found["address"], found["wwn"]) == ("0:0:0:0", "0x5000c500a1b2c3d4")
     assert found["block"] == str(machine.roots.dev / "sda")
     assert (found["use"]["holders"], found["use"]["taken"]) == (["dm-0"], True)
+
+
+class Watched:
+    """Stands for the monitor: a disk grows, then the user interrupts."""
+
+    def __init__(self, disk: ScsiDevice) -> None:
+        self.known = {disk.address: disk}
+        grown = replace(disk, size=2 << 30)
+        self.changes = [
+            Change("attention", disk, attention="CAPACITY_DATA_HAS_CHANGED"),
+            Change("changed", grown, disk),
+            Change("removed", grown),
+        ]
+
+    async def __aiter__(self) -> AsyncIterator[Change]:
+        for change in self.changes:
+            yield change
+        raise KeyboardInterrupt
+
+
+@pytest.fixture
+def watched(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine.device("0:0:0:0", sectors=2048)
+    (disk,) = devices_module.devices()
+    monkeypatch.setattr("vscsi_emu.host.monitor.Monitor", lambda: Watched(disk))
+
+
+@pytest.mark.usefixtures("watched")
+def test_watch_goes_on_after_the_table() -> None:
+    done = run("devices", "--watch")
+    assert done.exit_code == 0
+    _, disk, attention, changed, removed = done.output.splitlines()
+    assert "1 MiB" in disk
+    assert attention.endswith("CAPACITY_DATA_HAS_CHANGED")
+    assert changed.endswith("size: 1048576 → 2147483648")
+    assert removed.startswith("removed  0:0:0:0")
+    assert removed.endswith("2 GiB")
+
+
+@pytest.mark.usefixtures("watched")
+def test_watch_as_json_is_an_object_a_line() -> None:
+    output = run("devices", "--watch", "--json").output
+    events = [json.loads(line) for line in output.splitlines()]
+    assert [event["event"] for event in events] == ["present", "attention", "changed", "removed"]
+    assert events[2]["changed"] == ["size"]
 
 
 def test_a_probe_shows_every_candidate_and_marks_the_one_that_won(machine: Machine) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,35 @@ def test_every_name_leads_there(two_disks: Machine, name: str, address: str) -> 
 def test_what_is_not_there_is_named(two_disks: Machine, name: str, complaint: str) -> None:
     with pytest.raises(HostError, match=re.escape(complaint)):
         find(name.format(dev=two_disks.roots.dev), two_disks.roots)
+
+
+def test_another_node_of_a_device_leads_to_it(two_disks: Machine) -> None:
+    """The kernel's numbers count, not the name. Here the disk has those of /dev/null."""
+    link_null(two_disks, two_disks.device("3:0:0:0", sg="sg3", block="sdd") / "block" / "sdd")
+    assert str(find("/dev/null", two_disks.roots).address) == "3:0:0:0"
+
+
+def test_a_partition_is_refused(two_disks: Machine) -> None:
+    disk = two_disks.device("3:0:0:0", sg="sg3", block="sdd") / "block" / "sdd"
+    link_null(two_disks, two_disks.partition(disk, "sdd1", "8:49"))
+    with pytest.raises(HostError, match=r"/dev/null is a partition; .* name \S+/sg3"):
+        find("/dev/null", two_disks.roots)
+
+
+def test_what_lies_on_disks_says_on_which(two_disks: Machine) -> None:
+    mapped = two_disks.roots.sysfs / "class" / "block" / "dm-0"
+    for disk in ("sda", "sdb"):
+        (mapped / "slaves" / disk).mkdir(parents=True)
+    link_null(two_disks, mapped)
+    with pytest.raises(HostError, match="is no SCSI device, it lies on sda, sdb"):
+        find("/dev/null", two_disks.roots)
+
+
+def link_null(machine: Machine, path: Path) -> None:
+    """Gives the class device at `path` the numbers of /dev/null."""
+    numbers = machine.roots.sysfs / "dev" / "char"
+    numbers.mkdir(parents=True)
+    (numbers / "1:3").symlink_to(path)
 
 
 def test_a_machine_without_scsi_is_told_so(machine: Machine) -> None:

@@ -20,7 +20,7 @@ from .machine import Machine
 def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
     """What nodes and device say: nothing at first."""
     said = Answers(block_size=512)
-    monkeypatch.setattr("vscsi_emu.host.limits.ask", lambda device: said)
+    monkeypatch.setattr("vscsi_emu.host.limits.ask", lambda device, commands: said)
     return said
 
 
@@ -157,6 +157,17 @@ def test_a_page_that_only_sysfs_shows(machine: Machine, tmp_path: Path) -> None:
     assert found.max_sectors.value == 32
     assert found.max_sectors.source == "MAXIMUM TRANSFER LENGTH, vpd_pgb0 in sysfs"
     assert found.block_limits == page(32)
+
+
+def test_while_serving_no_command_is_sent(
+    machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = machine.device("0:0:0:0")
+    (path / "vpd_pgb0").write_bytes(page(32))
+    monkeypatch.setattr("vscsi_emu.host.command.vpd_page", lambda fd, code: page(16))
+    (disk,) = devices(machine.roots)
+    assert queue_limits(disk).max_sectors.value == 16
+    assert queue_limits(disk, commands=False).max_sectors.value == 32
 
 
 def test_nodes_that_answer_nothing(machine: Machine) -> None:

@@ -40,9 +40,9 @@ def test_nobody(machine: Machine, disk: Path) -> None:
 
 
 def test_a_mount_of_the_disk_or_its_partition(machine: Machine, disk: Path) -> None:
-    mount(machine, "8:0", "/whole\\040disk", process="self")
+    mount(machine, "8:0", "/ganze\\040Größe", process="self")
     mount(machine, "8:1", "/first", process="1")
-    assert used(machine).mounts == ("/whole disk", "/first")
+    assert used(machine).mounts == ("/ganze Größe", "/first")
     assert used(machine).taken
 
 
