@@ -88,6 +88,7 @@ class Service:
                 queues=wanted.queues,
                 luns={at: self.units[name] for at, name in wanted.luns.items()},
                 number=number,
+                port_group=wanted.port_group,
             )
             stack.push_async_callback(hba.close)
             self.hbas.append(hba)

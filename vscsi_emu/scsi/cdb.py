@@ -52,6 +52,11 @@ class Flag(enum.Flag):
     """Is supported by the REPORT LUNS well known logical unit (SPC-6 8.2)."""
     DURING_OVERWRITE = enum.auto()
     """Is processed while SANITIZE or FORMAT UNIT run, as are those that skip unit attentions."""
+    IN_STANDBY = enum.auto()
+    """Is processed through a target port in the standby state (SPC-4 5.16.2.4.4)."""
+    WHEN_UNAVAILABLE = enum.auto()
+    """Is processed through a target port in the unavailable state (SPC-4 5.16.2.4.5)."""
+    ANY_ACCESS_STATE = IN_STANDBY | WHEN_UNAVAILABLE
 
 
 class Allowed(enum.Flag):

@@ -39,7 +39,7 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
         cdb = found.parse(command.cdb)
         if nexus is not None:
             nexus.unit.reservations.check(nexus, found.allowed_for(cdb))
-            if (refusal := nexus.unit.refusal(found.flags)) is not None:
+            if (refusal := nexus.refusal(found.flags)) is not None:
                 raise refusal
             if found.handler is None:
                 nexus.unit.wake()

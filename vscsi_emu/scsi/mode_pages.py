@@ -73,6 +73,7 @@ _D_SENSE: Final = 0x04
 _GLTSD: Final = 0x02
 _UNRESTRICTED_REORDERING: Final = 0x10
 _SWP: Final = 0x08
+_IALUAE: Final = 0x01
 _DEXCPT: Final = 0x08
 
 
@@ -86,7 +87,7 @@ def direct_access_pages(*, write_cache: bool) -> tuple[ModePage, ...]:
         _page(CACHING, 0x12, {2: _WCE if write_cache else 0}, {2: _WCE}),
         _page(CONTROL, 0x0A, {2: _GLTSD, 3: _UNRESTRICTED_REORDERING}, {2: _D_SENSE, 4: _SWP}),
         # Control extension.
-        _page((0x0A, 0x01), 0x1C, {}, {}),
+        _page((0x0A, 0x01), 0x1C, {4: _IALUAE}, {}),
         # Power condition: no timers.
         _page((0x1A, 0), 0x26, {}, {}),
         # Informational exceptions control: none are reported.

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Final
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.copy_results import CopyResults
 from vscsi_emu.scsi.persistent import NexusId
+from vscsi_emu.scsi.port_groups import AccessState
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
 if TYPE_CHECKING:
+    from vscsi_emu.scsi.cdb import Flag
     from vscsi_emu.scsi.unit import LogicalUnit
 
 _RESETS: Final = (
@@ -31,12 +33,14 @@ class Nexus:
     """Unit attention conditions pending here, and the gate that they and reservations close.
 
     `on_attention` is called with each code as it is established. `abort()` ends the commands of
-    this nexus, and says how many there were once they are complete.
+    this nexus, and says how many there were once they are complete. `port_group`: the target port
+    group of its target port.
     """
 
-    def __init__(self, unit: LogicalUnit, name: NexusId) -> None:
+    def __init__(self, unit: LogicalUnit, name: NexusId, port_group: int) -> None:
         self.unit = unit
         self.id: Final = name
+        self.port_group: Final = port_group
         self.data_plane: Final = _dataplane.Nexus(unit.data_plane)
         self.on_attention: Callable[[Asc], None] | None = None
         self.abort: Callable[[], Awaitable[int]] = _no_commands
@@ -51,6 +55,15 @@ class Nexus:
     def pending(self) -> tuple[Asc, ...]:
         """Unit attention conditions in the order in which they will be reported."""
         return tuple(self._pending)
+
+    @property
+    def access_state(self) -> AccessState:
+        """Of the unit through this nexus's target port."""
+        return self.unit.port_groups.status(self.port_group).state
+
+    def refusal(self, flags: Flag) -> ScsiError | None:
+        """Why a command with these flags is not processed now."""
+        return self.access_state.refusal(flags) or self.unit.refusal(flags)
 
     def establish(self, code: Asc) -> None:
         """Establishes a unit attention condition, once; no media command overtakes it.
@@ -90,9 +103,10 @@ class Nexus:
             self.update_gate()
 
     def update_gate(self) -> None:
-        """Media commands come to Python while there is something to report, while not ready, and
-        those of the classes that a reservation excludes."""
-        if self._pending or self._deferred or not self.unit.fast:
+        """Media commands come to Python while there is something to report, while the unit or the
+        way to it is not ready, and those of the classes that a reservation excludes."""
+        ready = self.unit.fast and self.access_state.active
+        if self._pending or self._deferred or not ready:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)

@@ -14,6 +14,7 @@ from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
 from vscsi_emu.scsi.persistent import NexusId
+from vscsi_emu.scsi.port_groups import PortGroups
 from vscsi_emu.scsi.readiness import PowerCondition, Readiness
 from vscsi_emu.scsi.reservations import Reservations
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
@@ -87,6 +88,7 @@ class LogicalUnit:
         self.failure: Failure | None = None
         self._overwriting: Overwriting | None = None
         self.nexuses: Final[list[Nexus]] = []
+        self.port_groups: Final = PortGroups(self)
         self.reservations: Final = Reservations(self, store)
         self._copies: set[asyncio.Future[None]] = set()
         """Copies from or to here that run now."""
@@ -177,9 +179,9 @@ class LogicalUnit:
 
     # ── Nexuses ────────────────────────────────────────────────────────────────────────────────
 
-    def connect(self, name: NexusId) -> Nexus:
+    def connect(self, name: NexusId, port_group: int) -> Nexus:
         """A new nexus, with POWER ON OCCURRED pending."""
-        nexus = Nexus(self, name)
+        nexus = Nexus(self, name, port_group)
         self.nexuses.append(nexus)
         return nexus
 

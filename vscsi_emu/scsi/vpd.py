@@ -56,7 +56,9 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
     pages: dict[int, Callable[[], bytes]] = {
         UNIT_SERIAL_NUMBER: lambda: unit.identity.serial_field,
         # The unit first: initiators of EXTENDED COPY take the first NAA name for the unit's.
-        DEVICE_IDENTIFICATION: lambda: b"".join(unit_designators(unit)) + _port_designators(target),
+        DEVICE_IDENTIFICATION: lambda: (
+            b"".join(unit_designators(unit)) + _port_designators(target) + _port_group(target)
+        ),
         EXTENDED_INQUIRY: lambda: _EXTENDED_INQUIRY_BODY,
         MODE_PAGE_POLICY: lambda: _MODE_PAGE_POLICY_BODY,
         POWER_CONDITION: lambda: _POWER_CONDITION_BODY,
@@ -73,7 +75,7 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
 
 _BINARY, _ASCII, _UTF8 = 1, 2, 3
 _UNIT, _PORT = 0x00, 0x10
-_T10_VENDOR, _NAA, _RELATIVE_PORT, _SCSI_NAME = 1, 3, 4, 8
+_T10_VENDOR, _NAA, _RELATIVE_PORT, _PORT_GROUP, _SCSI_NAME = 1, 3, 4, 5, 8
 
 
 def _designator(code_set: int, association: int, kind: int, value: bytes) -> bytes:
@@ -107,6 +109,11 @@ def _port_designators(target: Target) -> bytes:
             _designator(_UTF8, _PORT, _SCSI_NAME, _scsi_name(target.naa)),
         ]
     return b"".join(designators)
+
+
+def _port_group(target: Target) -> bytes:
+    """Target port group (SPC-4 7.8.6.8), which a port is in with respect to a logical unit."""
+    return _designator(_BINARY, _PORT, _PORT_GROUP, struct.pack(">2xH", target.port_group))
 
 
 # ── Extended INQUIRY data (SPC-6 7.7.7), mode page policy (7.7.9) ──────────────────────────────

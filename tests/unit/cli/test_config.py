@@ -124,6 +124,8 @@ def test_a_unit_may_be_reached_through_several_hbas(tmp_path: Path) -> None:
         ('luns = {"0:0" = "root"}', "", r"'/run/b.sock': luns: is no table"),
         ("queues = 4", 'initiator = "5x"', r"'a.sock': initiator: '5x' is not 16 hex digits"),
         ("queues = 4", 'initiator = "1000000000000000"', r"start with 2, 3 or 5"),
+        ("queues = 4", "port-group = 0", r"'a.sock': port-group: 0 is not a whole number from 1"),
+        ("queues = 4", "port-group = true", r"port-group: True is not a whole number"),
         ('[[hba]]\nsocket = "/run', '[[hbaa]]\nsocket = "/run', r"hbaa: is unknown.*'hba'"),
         ("[[lun]]", "[[lun]", r"hba\.toml: "),
     ],

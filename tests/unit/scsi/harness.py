@@ -66,6 +66,7 @@ def make_target(unit: LogicalUnit, lun: int = 0, *, number: int = 0) -> Target:
         naa=PORT_NAA[:6] + bytes([number]) + PORT_NAA[7:],
         initiator=initiator_naa(number),
         relative_port=number + 1,
+        port_group=number + 1,
     )
     assert target.nexuses[lun].take() is not None
     return target

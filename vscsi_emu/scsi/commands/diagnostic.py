@@ -3,7 +3,7 @@
 from collections.abc import Awaitable
 from typing import Final
 
-from vscsi_emu.scsi.cdb import Field, bit, command
+from vscsi_emu.scsi.cdb import Field, Flag, bit, command
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.unit import LogicalUnit
@@ -14,7 +14,15 @@ _OFFLINE: Final = Field(1, high=1, low=0, ignored=True)
 """SCSI_DEVOFFL and UNITOFFL allow a self-test what this one does not do."""
 
 
-@command("SEND DIAGNOSTIC", 0x1D, 6, pf=_PF, self_test=bit(1, 2), offline=_OFFLINE)
+@command(
+    "SEND DIAGNOSTIC",
+    0x1D,
+    6,
+    flags=Flag.IN_STANDBY,
+    pf=_PF,
+    self_test=bit(1, 2),
+    offline=_OFFLINE,
+)
 def send_diagnostic(request: Request) -> bytes | Awaitable[bytes]:
     """SELFTEST: the storage below us takes what was written; without it there is nothing to do."""
     return _self_test(request.unit) if request.cdb["self_test"] else b""

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from vscsi_emu.scsi.cdb import Allowed, Field, command
+from vscsi_emu.scsi.cdb import Allowed, Field, Flag, command
 from vscsi_emu.scsi.mode_pages import ALL_SUBPAGES
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import invalid_field_in_cdb
@@ -25,6 +25,7 @@ _PAGES: Final[Mapping[tuple[int, int], bytes]] = MappingProxyType(
     "LOG SENSE",
     0x4D,
     10,
+    flags=Flag.IN_STANDBY,
     allowed=Allowed.ALWAYS,
     page_control=Field(2, high=7, low=6, ignored=True),
     page_code=Field(2, high=5),

@@ -7,7 +7,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import Final
 
-from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, bit, command
+from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, Flag, bit, command
 from vscsi_emu.scsi.mode_pages import ALL_PAGES, PageControl, page_header_size, page_key
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import (
@@ -32,6 +32,7 @@ _LONG_DESCRIPTOR: Final = struct.Struct(">Q4xI")
     "MODE SENSE(6)",
     0x1A,
     6,
+    flags=Flag.IN_STANDBY,
     allowed=Allowed.WRITE_EXCLUSIVE,
     lun=OBSOLETE_LUN,
     dbd=bit(1, 3),
@@ -51,6 +52,7 @@ def mode_sense_6(request: Request) -> bytes:
     "MODE SENSE(10)",
     0x5A,
     10,
+    flags=Flag.IN_STANDBY,
     allowed=Allowed.WRITE_EXCLUSIVE,
     llbaa=bit(1, 4),
     lun=OBSOLETE_LUN,
@@ -115,7 +117,14 @@ class _Header:
     descriptor_length: int
 
 
-@command("MODE SELECT(6)", 0x15, 6, pf=bit(1, 4), parameter_list_length=Field(4))
+@command(
+    "MODE SELECT(6)",
+    0x15,
+    6,
+    flags=Flag.IN_STANDBY,
+    pf=bit(1, 4),
+    parameter_list_length=Field(4),
+)
 def mode_select_6(request: Request) -> bytes | Awaitable[bytes]:
     data = request.parameter_list()
     if not data:
@@ -124,7 +133,14 @@ def mode_select_6(request: Request) -> bytes | Awaitable[bytes]:
     return _select(request, data, _Header(4, False, 3, data[3]))
 
 
-@command("MODE SELECT(10)", 0x55, 10, pf=bit(1, 4), parameter_list_length=Field(7, 2))
+@command(
+    "MODE SELECT(10)",
+    0x55,
+    10,
+    flags=Flag.IN_STANDBY,
+    pf=bit(1, 4),
+    parameter_list_length=Field(7, 2),
+)
 def mode_select_10(request: Request) -> bytes | Awaitable[bytes]:
     data = request.parameter_list()
     if not data:
