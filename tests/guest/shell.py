@@ -32,13 +32,13 @@ exec bash -c '
 
 
 class Shell:
-    """A guest on `socket` that is booting; `ready` waits for it, `close` ends it.
+    """A guest on `sockets` that is booting; `ready` waits for it, `close` ends it.
 
-    Commands find the disk 0:0 as ``$dev`` and ``$sg``.
+    `prepare` is a script to run first. Commands find the disk 0:0 as ``$dev`` and ``$sg``.
     """
 
-    def __init__(self, socket: Path, *, timeout: float = 280.0) -> None:
-        self._running: GuestRun = UmlGuest([socket]).start(_AGENT, timeout)
+    def __init__(self, *sockets: Path, prepare: str = "", timeout: float = 280.0) -> None:
+        self._running: GuestRun = UmlGuest(sockets).start(prepare + _AGENT, timeout)
         self._asked = 0
         self._seen = 0
 
@@ -67,7 +67,7 @@ class Shell:
 
     def _until(self, pattern: re.Pattern[str], seconds: float) -> re.Match[str]:
         deadline = time.monotonic() + seconds
-        while not (found := pattern.match(self._running.output, self._seen)):
+        while not (found := pattern.search(self._running.output, self._seen)):
             assert time.monotonic() < deadline, (
                 f"no answer in {seconds:g} s; {self._running.output[self._seen :]}\n"
                 f"{self._running.console}"
