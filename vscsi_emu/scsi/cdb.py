@@ -13,7 +13,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from vscsi_emu.scsi.sense import invalid_field_in_cdb
+from vscsi_emu.scsi.sense import ScsiError, invalid_field_in_cdb
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.request import Request
@@ -84,6 +84,8 @@ class Feature(enum.Flag):
     COMPARE_AND_WRITE = enum.auto()
     ATOMIC_WRITES = enum.auto()
     """SBC-5 4.29."""
+    SAVED_STATE = enum.auto()
+    """Something that outlives the process to save state in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +129,11 @@ class Cdb:
 
     def __getitem__(self, name: str) -> int:
         return self.command.fields[name].extract(self.raw)
+
+    def invalid(self, name: str) -> ScsiError:
+        """INVALID FIELD IN CDB that points to this field; to a bit of it where it is one byte."""
+        field = self.command.fields[name]
+        return invalid_field_in_cdb(field.byte, field.high if field.size == 1 else None)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,8 @@ class Nexus:
         self.copies: Final = CopyResults()
         self._pending: list[Asc] = []
         self._deferred: ScsiError | None = None
+        self.echo: bytes | None = None
+        """The echo buffer, once it is written (SPC-4 6.49.9)."""
         self.prevents_removal = False
         """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6 6.18)."""
         self.establish(Asc.POWER_ON_OCCURRED)

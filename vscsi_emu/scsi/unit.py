@@ -8,6 +8,7 @@ from typing import Final
 
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.cdb import Feature, Flag
+from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
@@ -15,19 +16,25 @@ from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.port_groups import PortGroups
+from vscsi_emu.scsi.priorities import Priorities
 from vscsi_emu.scsi.readiness import PowerCondition, Readiness
 from vscsi_emu.scsi.reservations import Reservations
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.store import StateStore
 from vscsi_emu.scsi.table import CommandTable, command_table
+from vscsi_emu.scsi.timestamp import Timestamp
+
+_BUFFER_CAPACITY: Final = 64 << 10
 
 
 async def _nothing(*_: object) -> None:
     pass
 
 
-def _features(limits: Limits, *, thin: bool, removable: bool) -> Feature:
+def _features(limits: Limits, *, thin: bool, removable: bool, saved: bool) -> Feature:
     features = Feature.THIN if thin else Feature.NONE
+    if saved:
+        features |= Feature.SAVED_STATE
     if limits.max_compare_and_write_blocks:
         features |= Feature.COMPARE_AND_WRITE
     if limits.max_atomic_blocks:
@@ -80,16 +87,24 @@ class LogicalUnit:
         self.lbprz: Final = lbprz
         self.limits: Final = limits or Limits.default(block_size)
         self.features: Final = _features(
-            self.limits, thin=discard and engine.can_discard, removable=removable
+            self.limits,
+            thin=discard and engine.can_discard,
+            removable=removable,
+            saved=store is not None,
         )
         self.commands: Final[CommandTable] = command_table(self.features)
-        self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
+        self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache), store)
         self.readiness: Final = Readiness()
         self.failure: Failure | None = None
         self._overwriting: Overwriting | None = None
         self.nexuses: Final[list[Nexus]] = []
         self.port_groups: Final = PortGroups(self)
         self.reservations: Final = Reservations(self, store)
+        self.identifying: Final = IdentifyingInformation(self, store)
+        self.timestamp: Final = Timestamp()
+        self.buffer: Final = bytearray(_BUFFER_CAPACITY)
+        """Of READ BUFFER and WRITE BUFFER, for whatever initiators test with it."""
+        self.priorities: Final = Priorities()
         self._copies: set[asyncio.Future[None]] = set()
         """Copies from or to here that run now."""
         self._flush = flush
@@ -204,6 +219,7 @@ class LogicalUnit:
         for nexus in self.nexuses:
             nexus.prevents_removal = False
         self.reservations.reset()
+        self.priorities.clear()
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
@@ -217,12 +233,22 @@ class LogicalUnit:
             self._publish()
             self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
-    def select_mode_pages(self, pages: list[bytes], *, by: Nexus) -> Awaitable[None] | None:
-        """Makes checked pages current, for all nexuses at once.
+    def select_mode_pages(
+        self, pages: list[bytes], *, by: Nexus, save: bool = False
+    ) -> Awaitable[None] | None:
+        """Makes checked pages current, for all nexuses at once; `save` saves all pages first.
 
         What is returned, if anything, must be awaited before the command ends: with WCE cleared
         or SWP set, what is in the cache still has to reach the medium (SPC-6 7.5.10, SBC-5 6.5.6).
         """
+        return self._save_mode_pages(pages, by) if save else self._set_mode_pages(pages, by)
+
+    async def _save_mode_pages(self, pages: list[bytes], by: Nexus) -> None:
+        await self.mode_pages.save(pages)
+        if (waiting := self._set_mode_pages(pages, by)) is not None:
+            await waiting
+
+    def _set_mode_pages(self, pages: list[bytes], by: Nexus) -> Awaitable[None] | None:
         before = self.data_plane.policy
         if not self.mode_pages.update(pages):
             return None

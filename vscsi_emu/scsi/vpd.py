@@ -191,7 +191,7 @@ def _copy_descriptor(kind: int, body: bytes) -> bytes:
 
 _UGAVALID: Final = 1 << 31
 _BLOCK_LIMITS_LAYOUT: Final = struct.Struct(">BBHIIIIIIIQIII8x")
-_BLOCK_CHARACTERISTICS_LAYOUT: Final = struct.Struct(">HxB56x")
+_BLOCK_CHARACTERISTICS_LAYOUT: Final = struct.Struct(">HxBB55x")
 
 
 def _block_limits(unit: LogicalUnit) -> bytes:
@@ -218,10 +218,11 @@ def _block_limits(unit: LogicalUnit) -> bytes:
 # After SANITIZE erased the medium, reads complete without error.
 _WABEREQ: Final = 1 << 6
 _WACEREQ: Final = 1 << 4
+_BOCS: Final = 1 << 2
 
 
 def _block_characteristics(unit: LogicalUnit) -> bytes:
-    return _BLOCK_CHARACTERISTICS_LAYOUT.pack(unit.rotation_rate, _WABEREQ | _WACEREQ)
+    return _BLOCK_CHARACTERISTICS_LAYOUT.pack(unit.rotation_rate, _WABEREQ | _WACEREQ, _BOCS)
 
 
 _LBPU_LBPWS_LBPWS10: Final = 0xE0

@@ -4,11 +4,14 @@ from typing import Final
 
 from vscsi_emu.scsi.cdb import CommandType
 from vscsi_emu.scsi.commands import (
+    background,
+    buffer,
     capacity,
     copy,
     defects,
     diagnostic,
     format_unit,
+    identifying,
     inquiry,
     log,
     media,
@@ -16,18 +19,24 @@ from vscsi_emu.scsi.commands import (
     persistent,
     port_groups,
     power,
+    priority,
     report,
     reserve,
     sanitize,
+    security,
     sense,
+    timestamp,
 )
 
 _FAMILIES: Final = (
+    background,
+    buffer,
     capacity,
     copy,
     defects,
     diagnostic,
     format_unit,
+    identifying,
     inquiry,
     log,
     media,
@@ -35,10 +44,13 @@ _FAMILIES: Final = (
     persistent,
     port_groups,
     power,
+    priority,
     report,
     reserve,
     sanitize,
+    security,
     sense,
+    timestamp,
 )
 
 ALL: Final = tuple(
