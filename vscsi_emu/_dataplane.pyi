@@ -188,6 +188,23 @@ class Lu:
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
     def engine(self) -> Engine: ...
+    @property
+    def errors(self) -> tuple[int, int, int, int]:
+        """Commands that the data plane ended with an uncorrected error of a write, of a read or of
+        a verification, and with an error of our own, since the unit was made."""
+
+@final
+class Scan:
+    """Reads the whole medium of a unit, beside all else that uses it."""
+
+    def __new__(cls, lu: Lu) -> Self: ...
+    def run(self) -> tuple[int, int, int] | None:
+        """Blocks (GIL released): call it once, off the event loop. The first block that cannot be
+        read: LBA, sense key, ASC and ASCQ as one number. `InterruptedError` after `cancel`."""
+    @property
+    def progress(self) -> int:
+        """Parts of 65536 that are done, at most 65535."""
+    def cancel(self) -> None: ...
 
 @final
 class Overwrite:

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::engine::Engine;
+use crate::errors::ErrorCounts;
 use crate::gate::{self, Gate};
 use crate::policy::LunPolicy;
 use crate::turn::Turns;
@@ -79,6 +80,7 @@ pub struct Lu {
     pub policy: ArcSwap<LunPolicy>,
     pub routes: RouteTable,
     pub turns: Turns,
+    pub errors: ErrorCounts,
 }
 
 /// I_T_L nexus: one port's way to one logical unit.

@@ -8,6 +8,7 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::by_identity;
+use crate::errors::ErrorCounts;
 use crate::turn::Turns;
 use crate::{engine, gate, lu, policy};
 
@@ -281,6 +282,7 @@ impl Lu {
             policy,
             routes,
             turns: Turns::default(),
+            errors: ErrorCounts::default(),
         })))
     }
 
@@ -297,6 +299,11 @@ impl Lu {
     #[getter]
     fn engine(&self) -> Engine {
         Engine(self.0.engine.clone())
+    }
+
+    #[getter]
+    fn errors(&self) -> (u64, u64, u64, u64) {
+        self.0.errors.load().into()
     }
 }
 

@@ -5,6 +5,7 @@ mod lba_status;
 mod model;
 mod overwrite;
 mod parameter_lists;
+mod scan;
 mod write_long;
 
 use libc::iovec;
