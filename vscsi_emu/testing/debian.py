@@ -58,6 +58,11 @@ def cloud_kernel() -> Path:
     return _unpacked("linux-image-cloud-amd64", _meaning)
 
 
+def generic_kernel() -> Path:
+    """As `cloud_kernel`, the kernel for any machine: it has all drivers."""
+    return _unpacked("linux-image-amd64", _meaning)
+
+
 def multipath_tools() -> Path:
     """Directory holding dm-multipath's tools, udev, and the libraries that this machine lacks.
 
