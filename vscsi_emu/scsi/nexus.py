@@ -85,6 +85,7 @@ class Nexus:
 
     def defer(self, error: ScsiError) -> None:
         """The next command reports this error of one that has its status already (SPC-6 4.4.8)."""
+        self.unit.errors.note(error)
         self._deferred = ScsiError(error.key, error.code, deferred=True)
         self.update_gate()
 

@@ -37,6 +37,8 @@ class Reply:
 
     def check_condition(self, error: ScsiError) -> None:
         """In the sense data format that the logical unit is set to."""
+        if self.nexus is not None and not error.deferred:
+            self.nexus.unit.errors.note(error)
         descriptor = self.nexus is not None and self.nexus.unit.descriptor_sense
         self.given = True
         self._command.finish(Status.CHECK_CONDITION, sense=error.sense(descriptor=descriptor))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -11,6 +12,7 @@ from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
+from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
@@ -19,6 +21,7 @@ from vscsi_emu.scsi.port_groups import PortGroups
 from vscsi_emu.scsi.priorities import Priorities
 from vscsi_emu.scsi.readiness import PowerCondition, Readiness
 from vscsi_emu.scsi.reservations import Reservations
+from vscsi_emu.scsi.self_tests import SelfTests
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.store import StateStore
 from vscsi_emu.scsi.table import CommandTable, command_table
@@ -97,10 +100,13 @@ class LogicalUnit:
         self.readiness: Final = Readiness()
         self.failure: Failure | None = None
         self._overwriting: Overwriting | None = None
+        self._made = time.monotonic()
         self.nexuses: Final[list[Nexus]] = []
         self.port_groups: Final = PortGroups(self)
         self.reservations: Final = Reservations(self, store)
         self.identifying: Final = IdentifyingInformation(self, store)
+        self.errors: Final = ErrorLog(self)
+        self.self_tests: Final = SelfTests(self)
         self.timestamp: Final = Timestamp()
         self.buffer: Final = bytearray(_BUFFER_CAPACITY)
         """Of READ BUFFER and WRITE BUFFER, for whatever initiators test with it."""
@@ -165,6 +171,11 @@ class LogicalUnit:
         return Feature.REMOVABLE in self.features
 
     @property
+    def powered_on(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._made
+
+    @property
     def descriptor_sense(self) -> bool:
         return self.mode_pages.descriptor_sense
 
@@ -173,6 +184,8 @@ class LogicalUnit:
         """Why media commands are not processed now."""
         if self._overwriting is not None:
             return self._overwriting.error
+        if (testing := self.self_tests.in_foreground) is not None:
+            return testing
         if self.failure is not None:
             return self.failure.error
         reason = self.readiness.not_ready
@@ -188,6 +201,8 @@ class LogicalUnit:
         if self._overwriting is not None:
             processed = flags & (Flag.SKIPS_ATTENTION | Flag.DURING_OVERWRITE)
             return None if processed else self._overwriting.error
+        if (testing := self.self_tests.in_foreground) is not None:
+            return None if Flag.SKIPS_ATTENTION in flags else testing
         if Flag.NEEDS_MEDIUM in flags and not self.readiness.loaded:
             return ScsiError(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT)
         return self.unready if Flag.NEEDS_READY in flags else None
@@ -214,6 +229,7 @@ class LogicalUnit:
 
     def reset(self) -> None:
         """Logical unit reset (SAM-6 6.3.3), once its commands are aborted."""
+        self.self_tests.abort()
         self.mode_pages.reset()
         self.readiness.reset()
         for nexus in self.nexuses:
@@ -263,7 +279,7 @@ class LogicalUnit:
 
     def enter(self, condition: PowerCondition) -> None:
         """A power condition; while stopped, media commands end with NOT READY."""
-        self.readiness.power = condition
+        self.readiness.enter(condition)
         self._publish()
 
     def wake(self) -> None:
@@ -274,15 +290,14 @@ class LogicalUnit:
     def eject(self) -> None:
         """Media commands end with MEDIUM NOT PRESENT. `ScsiError` where removal is prevented."""
         self._check_removal()
-        self.readiness.loaded = False
+        self.readiness.eject()
         self._publish()
 
     def load(self, *, by: Nexus) -> None:
         """The medium is back, and ready. `ScsiError` where its removal is prevented."""
         self._check_removal()
-        self.readiness.power = PowerCondition.ACTIVE
-        if not self.readiness.loaded:
-            self.readiness.loaded = True
+        self.readiness.enter(PowerCondition.ACTIVE)
+        if self.readiness.load():
             self.establish(Asc.MEDIUM_MAY_HAVE_CHANGED, but=by)
         self._publish()
 
@@ -296,6 +311,7 @@ class LogicalUnit:
         `ScsiError` if it fails; media commands are then refused until it succeeds, or
         `forget_failure`. Resets do not end it (SBC-5 4.11.2).
         """
+        self.self_tests.abort()
         self._overwriting = overwriting
         self._publish()
         return self._overwrite(overwriting)

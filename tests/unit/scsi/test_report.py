@@ -144,24 +144,3 @@ def test_task_management_functions() -> None:
     assert good(target, "a30d 80 000000 000000ff 0000") == bytes.fromhex("dc 03 00 0c") + bytes(12)
     assert good(target, "a30d 80 000000 00000004 0000") == bytes.fromhex("dc 03 00 0c")
     assert refused(target, "a30d 00 000000 00000003 0000") == bad_cdb(6, 7)
-
-
-# ── LOG SENSE ──────────────────────────────────────────────────────────────────────────────────
-
-
-def test_log_pages() -> None:
-    target = make_target(make_unit())
-    assert good(target, "4d 00 40 00 000000 00ff 00") == bytes.fromhex("00 00 0001 00")
-    assert good(target, "4d 00 40 ff 000000 00ff 00") == bytes.fromhex("40 ff 0004 0000 00ff")
-
-
-@pytest.mark.parametrize(
-    ("cdb", "byte", "bit"),
-    [
-        ("4d 00 42 00 000000 00ff", 2, 5),
-        ("4d 00 40 01 000000 00ff", 3, 7),
-        ("4d 01 40 00 000000 00ff", 1, 0),  # SP: nothing is saved
-    ],
-)
-def test_log_pages_that_are_not_there(cdb: str, byte: int, bit: int) -> None:
-    assert refused(make_target(make_unit()), cdb) == bad_cdb(byte, bit)

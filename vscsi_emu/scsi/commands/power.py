@@ -59,8 +59,10 @@ def start_stop_unit(request: Request) -> bytes | Awaitable[bytes]:
 
 
 def _enter(request: Request) -> bool:
-    """Does what is asked; whether that calls for a flush."""
+    """Does what is asked; whether that calls for a flush. Ends a background self-test (SPC-4
+    5.15.4.3)."""
     cdb, unit = request.cdb, request.unit
+    unit.self_tests.abort()
     if cdb["power_condition"] != _START_VALID:
         # START and LOEJ then say nothing. LU_CONTROL starts timers, of which there are none.
         if cdb["power_condition"] == _LU_CONTROL:

@@ -40,9 +40,11 @@ def _state(request: Request) -> ScsiError:
     if nexus is None or nexus.access_state is AccessState.UNAVAILABLE:
         if request.lun != REPORT_LUNS_WLUN:
             return ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED)
-    elif (error := request.target.take(nexus)) is not None or (
-        error := nexus.unit.unready
-    ) is not None:
+    elif (
+        (error := request.target.take(nexus)) is not None
+        or (error := nexus.unit.unready) is not None
+        or (error := nexus.unit.self_tests.in_progress) is not None
+    ):
         return error
     elif (condition := nexus.unit.readiness.low_power) is not None:
         return ScsiError(SenseKey.NO_SENSE, condition)
