@@ -43,7 +43,9 @@ GOOD: tuple[tuple[str, str], ...] = (
     # What it is told, and tells.
     ("sg_modes --all $sg", "Caching"),
     ("sg_wr_mode --page=8 --contents=00,12,04 --mask=00,00,04 $sg", ""),
-    ("sg_logs --all $sg", "Virtual disk"),
+    ("sg_logs --all $sg", "Total uncorrected errors = 0"),
+    ("sg_logs --reset $sg", ""),
+    ("scsi_temperature $sg", "Current temperature ="),
     ("sg_rtpg --decode $sg", "active/optimized"),
     ("sg_stpg --verbose --tp=1 --state=1 $sg && sg_rtpg --decode $sg", "active/non optimized"),
     ("sg_stpg --verbose --optimized $sg && sg_rtpg --decode $sg", "SET TARGET PORT GROUPS"),
@@ -59,6 +61,10 @@ GOOD: tuple[tuple[str, str], ...] = (
     ("sg_turs --num=10 $sg", ""),
     ("scsi_ready $sg", "ready"),
     ("sg_senddiag --test $sg", ""),
+    ("sg_senddiag --list $sg", "Supported diagnostic pages"),
+    ("sg_senddiag --selftest=5 $sg", "returned GOOD status"),
+    ("sg_logs --page=0x10 $sg", "completed without error"),
+    ("sg_ses $sg", "disk device (not an enclosure)"),
     ("sg_reassign --grown $sg", "Elements in grown defect list: 0"),
     ("sg_start --stop $sg && sg_start --start $sg", ""),
     ("scsi_stop $sg && scsi_start $sg", ""),
@@ -150,8 +156,7 @@ DECLINED: Mapping[str, tuple[int, str]] = MappingProxyType(
         "sg_zone --all --open $sg": (INVALID_OPCODE, _NOT_ZONED),
         "sg_reset_wp --all $sg": (INVALID_OPCODE, _NOT_ZONED),
         "sg_safte $sg": (ILLEGAL_REQUEST, _NO_ENCLOSURE),
-        "sg_ses $sg": (INVALID_OPCODE, _NO_ENCLOSURE),
-        "sg_ses_microcode $sg": (INVALID_OPCODE, _NO_ENCLOSURE),
+        "sg_ses_microcode $sg": (ILLEGAL_REQUEST, _NO_ENCLOSURE),
         "sg_emc_trespass -d $sg": (ILLEGAL_REQUEST, "not an EMC CLARiiON"),
         "sg_rdac $sg": (ILLEGAL_REQUEST, "not an RDAC array"),
         "sg_sat_identify $sg": (INVALID_OPCODE, _NOT_ATA),
@@ -159,7 +164,6 @@ DECLINED: Mapping[str, tuple[int, str]] = MappingProxyType(
         "sg_sat_read_gplog $sg": (INVALID_OPCODE, _NOT_ATA),
         "sg_sat_set_features --feature=2 $sg": (INVALID_OPCODE, _NOT_ATA),
         "scsi_satl $sg": (2, _NOT_ATA),
-        "scsi_temperature $sg": (ILLEGAL_REQUEST, "no temperature log page yet"),
     }
 )
 
