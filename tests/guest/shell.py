@@ -10,8 +10,8 @@ from vscsi_emu.testing import GuestRun, UmlGuest
 
 from .report import Section
 
-BOOT_SECONDS = 60.0
-COMMAND_SECONDS = 30.0
+BOOT_SECONDS = 120.0
+COMMAND_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 
 # /srv is the run's directory on the host, and a file is there under its name only once complete.
@@ -37,7 +37,7 @@ class Shell:
     `prepare` is a script to run first. Commands find the disk 0:0 as ``$dev`` and ``$sg``.
     """
 
-    def __init__(self, *sockets: Path, prepare: str = "", timeout: float = 280.0) -> None:
+    def __init__(self, *sockets: Path, prepare: str = "", timeout: float = 600.0) -> None:
         self._running: GuestRun = UmlGuest(sockets).start(prepare + _AGENT, timeout)
         self._asked = 0
         self._seen = 0

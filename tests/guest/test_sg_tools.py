@@ -97,10 +97,14 @@ GOOD: tuple[tuple[str, str], ...] = (
     ("sg_verify --16 --ndo=512 --count=1 --lba=99 --in=zeros $sg", ""),
     ("sg_write_verify --lba=0 --num=1 --in=block $sg", ""),
     ("sg_compare_and_write --lba=0 --in=block --inw=zeros $sg", ""),
-    ("sg_xcopy if=$sg of=$sg bs=512 count=64 seek=128", "64 blocks"),
     ("sg_write_x --normal --lba=0 --num=1 --in=block $sg", ""),
     ("sg_write_x --or --lba=0 --num=1 --in=block $sg", ""),
     ("sg_write_x --atomic=0 --lba=0 --num=8 --in=page $sg", ""),
+    (
+        "sg_xcopy if=$sg of=$sg bs=512 count=64 seek=128 "
+        "&& sg_dd if=$sg of=back bs=512 skip=128 count=8 && cmp page back",
+        "64 blocks",
+    ),
     ("sg_write_x --same=1 --lba=0 --num=8 $sg", ""),
     ("sg_write_same --10 --lba=0 --num=64 $sg", ""),
     ("sg_write_same --16 --unmap --ndob --num=64 $sg", ""),
@@ -109,7 +113,12 @@ GOOD: tuple[tuple[str, str], ...] = (
     ("sg_write_long --lba=100 --wr_uncor $sg", ""),
     ("sg_write_same --lba=100 --num=1 --in=block $sg && sg_verify --lba=100 --count=1 $sg", ""),
     # All of the medium.
-    ("sg_sanitize --quick --overwrite --zero --wait $sg", ""),
+    (
+        "sg_write_x --normal --lba=0 --num=1 --in=block $sg "
+        "&& sg_sanitize --quick --overwrite --zero --wait $sg "
+        "&& sg_verify --16 --ndo=512 --count=1 --lba=0 --in=zeros $sg",
+        "",
+    ),
     ("sg_sanitize --quick --crypto --wait $sg", ""),
     ("sg_sanitize --quick --block --wait $sg", ""),
     ("sg_sanitize --quick --fail --early $sg", ""),
@@ -136,7 +145,7 @@ DECLINED: Mapping[str, tuple[int, str]] = MappingProxyType(
             "the block was marked",
         ),
         "sg_write_long --xfer_len=520 $sg": (ILLEGAL_REQUEST, "no block is longer than its data"),
-        "sg_read_long $sg": (INVALID_OPCODE, "as above; SBC-4 made READ LONG obsolete"),
+        "sg_read_long $sg": (INVALID_OPCODE, "as above; READ LONG is obsolete"),
         "sg_reassign --address=1 $sg": (INVALID_OPCODE, "no spare blocks: storage has its own"),
         "sg_seek $sg": (INVALID_OPCODE, "SEEK is obsolete; --pre-fetch is above"),
         "sg_write_x --scattered=1 --lba=0,1 --num=1,1 --in=page $sg": (

@@ -33,7 +33,7 @@ PROGRAMS = (
     "sg_reset",
     "sg_vpd",
 )
-INSTALL = "apt-get install busybox-static e2fsprogs fio lsscsi sg3-utils util-linux"
+INSTALL = "apt-get install busybox-static dmsetup e2fsprogs fio lsscsi sg3-utils util-linux"
 
 # Output and exit code leave through serial ports: closing one waits until it is empty, while a
 # virtio port may still hold data when the machine powers off.
