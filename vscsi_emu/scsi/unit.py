@@ -52,9 +52,9 @@ class LogicalUnit:
 
     - `block_size`: bytes of a logical block; `physical_block_exponent`: a physical block has two
       to the power of it logical ones.
-    - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-5 6.6.3).
+    - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-4 6.6.2).
     - `discard`: thin provisioning is offered where the engine really frees space. `lbprz`: it
-      says that unmapped blocks read as zeros, which they do in any case (SBC-5 6.6.6).
+      says that unmapped blocks read as zeros, which they do in any case (SBC-4 6.6.7).
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
     - `store` keeps what must outlive the process; without it, nothing does.
@@ -228,7 +228,7 @@ class LogicalUnit:
     # ── Changes of state ───────────────────────────────────────────────────────────────────────
 
     def reset(self) -> None:
-        """Logical unit reset (SAM-6 6.3.3), once its commands are aborted."""
+        """Logical unit reset (SAM-6), once its commands are aborted."""
         self.self_tests.abort()
         self.mode_pages.reset()
         self.readiness.reset()
@@ -255,7 +255,7 @@ class LogicalUnit:
         """Makes checked pages current, for all nexuses at once; `save` saves all pages first.
 
         What is returned, if anything, must be awaited before the command ends: with WCE cleared
-        or SWP set, what is in the cache still has to reach the medium (SPC-6 7.5.10, SBC-5 6.5.6).
+        or SWP set, what is in the cache still has to reach the medium (SBC-4 6.5.6).
         """
         return self._save_mode_pages(pages, by) if save else self._set_mode_pages(pages, by)
 
@@ -309,7 +309,7 @@ class LogicalUnit:
         """Begins at once to refuse commands; what is returned does the rest, and must be awaited.
 
         `ScsiError` if it fails; media commands are then refused until it succeeds, or
-        `forget_failure`. Resets do not end it (SBC-5 4.11.2).
+        `forget_failure`. Resets do not end it (SBC-4 4.11).
         """
         self.self_tests.abort()
         self._overwriting = overwriting

@@ -1,4 +1,4 @@
-//! Command descriptor blocks: which bytes mean what (SBC-5 clause 5).
+//! Command descriptor blocks: which bytes mean what (SBC-4 clause 5).
 
 use crate::policy::LunPolicy;
 use crate::sense::{key, SenseInfo};

@@ -34,7 +34,7 @@ impl Scan {
         }
     }
 
-    /// PROGRESS INDICATION: parts of 65536 that are done (SPC-6 4.4.2.4.4).
+    /// PROGRESS INDICATION: parts of 65536 that are done (SPC-6, sense key specific data).
     pub fn progress(&self) -> u16 {
         let done = u128::from(self.done.load(Ordering::Relaxed));
         u16::try_from((done << 16) / u128::from(self.len()).max(1)).unwrap_or(u16::MAX)

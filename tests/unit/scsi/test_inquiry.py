@@ -1,4 +1,4 @@
-"""INQUIRY: standard data and VPD pages, byte by byte (SPC-6 6.7 and 7.7, SBC-5 6.6)."""
+"""INQUIRY: standard data and VPD pages, byte by byte (SPC-6, SBC-4 6.6)."""
 
 import struct
 
