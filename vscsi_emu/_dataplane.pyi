@@ -35,7 +35,7 @@ def build_sense(
     in_cdb: bool = True,
     progress: int | None = None,
 ) -> bytes:
-    """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6 4.4.
+    """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6.
 
     `field`/`bit` fill the sense-key-specific field pointer of ILLEGAL REQUEST (byte offset and bit
     number; `in_cdb` sets C/D). `information` above 32 bits in fixed format leaves VALID at 0.

@@ -427,7 +427,7 @@ class Hba:
         )
 
     def _target_name(self, number: int) -> bytes:
-        """A locally assigned NAA name (SPC-6 7.7.6.6.4) of a target port, stable over restarts."""
+        """A locally assigned NAA name (SPC-6) of a target port, stable over restarts."""
         digest = hashlib.sha256(f"target {self.initiator} {number}".encode()).digest()
         return bytes([0x30 | digest[0] & 0xF]) + digest[1:8]
 

@@ -220,5 +220,5 @@ def _server(config: HbaConfig, hba: Hba) -> VhostUserServer:
 
 
 def _initiator(hba: HbaConfig) -> str:
-    """A locally assigned NAA name (SPC-6 7.7.6.6.4), the same at every start."""
+    """A locally assigned NAA name (SPC-6), the same at every start."""
     return "3" + hashlib.sha256(f"initiator {hba.socket or 'fd'}".encode()).hexdigest()[:15]

@@ -41,7 +41,7 @@ struct Row {
 pub struct RouteTable([Row; 256]);
 
 impl RouteTable {
-    /// `usage` rows are CDB usage maps (SPC-6 6.39.3): a bit that is 0 there and 1 in a CDB sends
+    /// `usage` rows are CDB usage maps (SPC-6): a bit that is 0 there and 1 in a CDB sends
     /// the command to Python, which refuses it with the right field pointer.
     pub fn new(routes: &[u8; 256], usage: &[(u8, Vec<u8>)]) -> Option<Self> {
         let mut rows = [Row {

@@ -1,4 +1,4 @@
-//! Sense data (SPC-6 4.4): the one place that lays out its bytes.
+//! Sense data (SPC-6): the one place that lays out its bytes.
 
 /// Sense keys (SPC-6, sense key table).
 pub mod key {

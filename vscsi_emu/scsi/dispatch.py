@@ -1,6 +1,6 @@
 """From a command to its answer: table, unit attention, CDB check, reservations, handler.
 
-SAM-6 5, SPC-6 4.2 and 5.14.1.
+SAM-6; SPC-6, persistent reservations.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Mode pages of a direct access block device and what may change (SPC-6 7.5, SBC-5 6.5).
+"""Mode pages of a direct access block device and what may change (SPC-6, SBC-4 6.5).
 
 Nothing is saved over a restart, so no page has PS set and page control 11b is refused.
 """
@@ -22,7 +22,7 @@ Key = tuple[int, int]
 
 
 class PageControl(enum.IntEnum):
-    """PC of MODE SENSE (SPC-6 6.14)."""
+    """PC of MODE SENSE (SPC-6)."""
 
     CURRENT = 0
     CHANGEABLE = 1

@@ -1,4 +1,4 @@
-"""I_T_L nexus: what one initiator port's way to a logical unit remembers (SAM-6 5.14)."""
+"""I_T_L nexus: what one initiator port's way to a logical unit remembers (SAM-6)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _RESETS: Final = (
     Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED,
     Asc.I_T_NEXUS_LOSS_OCCURRED,
 )
-"""Unit attention precedence, highest first; all others come after these (SAM-6 5.14.2)."""
+"""Unit attention precedence, highest first; all others come after these (SAM-6)."""
 
 
 async def _no_commands() -> int:
@@ -44,7 +44,7 @@ class Nexus:
         self._pending: list[Asc] = []
         self._deferred: ScsiError | None = None
         self.prevents_removal = False
-        """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6 6.18)."""
+        """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6)."""
         self.establish(Asc.POWER_ON_OCCURRED)
 
     @property
@@ -69,7 +69,7 @@ class Nexus:
             self.on_attention(code)
 
     def defer(self, error: ScsiError) -> None:
-        """The next command reports this error of one that has its status already (SPC-6 4.4.8)."""
+        """The next command reports this error of one that has its status already (SPC-6)."""
         self._deferred = ScsiError(error.key, error.code, deferred=True)
         self.update_gate()
 

@@ -1,4 +1,4 @@
-"""Byte 0 of INQUIRY data: peripheral qualifier and device type (SPC-6 6.7.2)."""
+"""Byte 0 of INQUIRY data: peripheral qualifier and device type (SPC-6)."""
 
 from enum import IntEnum
 

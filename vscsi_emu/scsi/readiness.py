@@ -1,4 +1,4 @@
-"""Whether a logical unit gets at its medium: power condition and loaded medium (SBC-5 4.20)."""
+"""Whether a logical unit gets at its medium: power condition and loaded medium (SBC-4 4.20)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vscsi_emu.scsi.sense import Asc
 
 
 class PowerCondition(enum.Enum):
-    """SPC-6 5.13.4; there are no timers, so only START STOP UNIT changes it."""
+    """SPC-6, power conditions; there are no timers, so only START STOP UNIT changes it."""
 
     ACTIVE = enum.auto()
     IDLE_A = enum.auto()
@@ -58,7 +58,7 @@ class Readiness:
 
     @property
     def low_power(self) -> Asc | None:
-        """What REQUEST SENSE says of an idle or standby condition (SPC-6 5.13.4)."""
+        """What REQUEST SENSE says of an idle or standby condition (SPC-6, power conditions)."""
         return _LOW_POWER.get(self.power)
 
     def wake(self) -> bool:

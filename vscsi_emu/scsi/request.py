@@ -91,7 +91,7 @@ class Request:
         return data
 
     def limit(self, data: bytes) -> bytes:
-        """Data-in cut to ALLOCATION LENGTH (SPC-6 4.2.5.6)."""
+        """Data-in cut to ALLOCATION LENGTH (SPC-6)."""
         if "allocation_length" not in self.cdb.command.fields:
             return data
         return data[: self.cdb["allocation_length"]]

@@ -1,7 +1,7 @@
 """The reservations of one logical unit: who is kept out, now and after a restart.
 
-Both kinds are here, since each must refuse the other: RESERVE and RELEASE of SPC-2 (clause 5.5.1,
-with the exceptions that SPC-4 calls compatible reservation handling), and persistent reservations.
+Both kinds are here, since each must refuse the other: RESERVE and RELEASE of SPC-2 (with
+the exceptions that SPC-4 calls compatible reservation handling), and persistent reservations.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Reservations:
             case _:
                 return _dataplane.CLASS_ALL
 
-    # ── Persistent reservations (SPC-6 5.14) ───────────────────────────────────────────────────
+    # ── Persistent reservations (SPC-6) ────────────────────────────────────────────────────────
 
     async def apply(self, transition: Transition, by: Nexus) -> None:
         """One PERSISTENT RESERVE OUT after the other. When it returns, the new state is saved if
@@ -170,7 +170,7 @@ class Reservations:
 
 
 def _to_json(state: State) -> dict[str, Any]:
-    """All but PRGENERATION, which starts at 0 after each power on (SPC-6 6.17.2)."""
+    """All but PRGENERATION, which starts at 0 after each power on (SPC-6)."""
     held = state.reservation
     return {
         "registrations": [

@@ -1,4 +1,4 @@
-"""Sense keys, additional sense codes, and what becomes CHECK CONDITION (SPC-6 4.4)."""
+"""Sense keys, additional sense codes, and what becomes CHECK CONDITION (SPC-6)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from vscsi_emu import _dataplane
 
 
 class SenseKey(IntEnum):
-    """SPC-6 4.4.7."""
+    """SPC-6, sense keys."""
 
     NO_SENSE = 0x0
     RECOVERED_ERROR = 0x1

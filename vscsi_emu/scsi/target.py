@@ -14,7 +14,7 @@ from vscsi_emu.scsi.unit import LogicalUnit
 
 
 class Target:
-    """LUN → nexus. `naa` names the target port, `relative_port` numbers it (SPC-6 7.7.6).
+    """LUN → nexus. `naa` names the target port, `relative_port` numbers it (SPC-6).
 
     `initiator` is the NAA name of the initiator port, 8 bytes. Both names together are what
     persistent reservations are kept for.
@@ -65,7 +65,7 @@ class Target:
         return nexus
 
     def nexus_loss(self) -> None:
-        """I_T nexus loss (SAM-6 6.3.4), once the commands of this nexus are aborted."""
+        """I_T nexus loss (SAM-6), once the commands of this nexus are aborted."""
         for nexus in self.nexuses.values():
             nexus.prevents_removal = False
             nexus.unit.reservations.lost(nexus)
@@ -88,7 +88,7 @@ class Target:
         return error
 
     def inventory_reported(self) -> None:
-        """The initiator port knows the inventory: no unit need tell it any more (SPC-6 6.33)."""
+        """The initiator port knows the inventory: no unit need tell it any more (SPC-6)."""
         for nexus in self.nexuses.values():
             nexus.clear(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
 

@@ -41,9 +41,9 @@ class LogicalUnit:
 
     - `block_size`: bytes of a logical block; `physical_block_exponent`: a physical block has two
       to the power of it logical ones.
-    - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-5 6.6.3).
+    - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-4 6.6.2).
     - `discard`: thin provisioning is offered where the engine really frees space. `lbprz`: it
-      says that unmapped blocks read as zeros, which they do in any case (SBC-5 6.6.6).
+      says that unmapped blocks read as zeros, which they do in any case (SBC-4 6.6.7).
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
     - `store` keeps what must outlive the process; without it, nothing does.
@@ -196,7 +196,7 @@ class LogicalUnit:
     # ── Changes of state ───────────────────────────────────────────────────────────────────────
 
     def reset(self) -> None:
-        """Logical unit reset (SAM-6 6.3.3), once its commands are aborted."""
+        """Logical unit reset (SAM-6), once its commands are aborted."""
         self.mode_pages.reset()
         self.readiness.reset()
         for nexus in self.nexuses:
@@ -219,7 +219,7 @@ class LogicalUnit:
         """Makes checked pages current, for all nexuses at once.
 
         What is returned, if anything, must be awaited before the command ends: with WCE cleared
-        or SWP set, what is in the cache still has to reach the medium (SPC-6 7.5.10, SBC-5 6.5.6).
+        or SWP set, what is in the cache still has to reach the medium (SBC-4 6.5.6).
         """
         before = self.data_plane.policy
         if not self.mode_pages.update(pages):
@@ -266,7 +266,7 @@ class LogicalUnit:
         """Begins at once to refuse commands; what is returned does the rest, and must be awaited.
 
         `ScsiError` if it fails; media commands are then refused until it succeeds, or
-        `forget_failure`. Resets do not end it (SBC-5 4.11.2).
+        `forget_failure`. Resets do not end it (SBC-4 4.11).
         """
         self._overwriting = overwriting
         self._publish()

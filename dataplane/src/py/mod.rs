@@ -94,7 +94,7 @@ mod dataplane {
         Ok(())
     }
 
-    /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6 4.4.
+    /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6.
     #[pyfunction]
     #[pyo3(signature = (key, asc, ascq, *, descriptor=false, deferred=false, information=None, field=None, bit=None, in_cdb=true, progress=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]

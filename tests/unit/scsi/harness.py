@@ -144,7 +144,7 @@ class Sense:
 
 
 def parse_fixed(data: bytes) -> Sense:
-    """By SPC-6 4.4.3, independent of what builds it."""
+    """By SPC-6, independent of what builds it."""
     assert len(data) == 18
     assert data[0] & 0x7E == 0x70
     assert data[7] == 10

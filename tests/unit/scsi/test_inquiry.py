@@ -1,4 +1,4 @@
-"""INQUIRY: standard data and VPD pages, byte by byte (SPC-6 6.7 and 7.7, SBC-5 6.6)."""
+"""INQUIRY: standard data and VPD pages, byte by byte (SPC-6, SBC-4 6.6)."""
 
 import struct
 
@@ -198,7 +198,7 @@ def test_default_limits_are_what_the_data_plane_obeys(block_size: int) -> None:
 @pytest.mark.parametrize("rate", [0, 1, 7200])
 def test_block_device_characteristics(rate: int) -> None:
     page = vpd(make_target(make_unit(rotation_rate=rate)), 0xB1)
-    assert page == bytes.fromhex("00 b1 003c") + rate.to_bytes(2) + b"\0\x50" + bytes(56)
+    assert page == bytes.fromhex("00 b1 003c") + rate.to_bytes(2) + b"\0\x50\x03" + bytes(55)
 
 
 @pytest.mark.parametrize(("lbprz", "flags"), [(False, "e0"), (True, "e4")])

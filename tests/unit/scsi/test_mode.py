@@ -1,4 +1,4 @@
-"""MODE SENSE and MODE SELECT (SPC-6 6.12 to 6.15, 7.5; SBC-5 6.5)."""
+"""MODE SENSE and MODE SELECT (SPC-6; SBC-4 6.5)."""
 
 from collections.abc import Callable
 

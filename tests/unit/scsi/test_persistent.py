@@ -1,4 +1,4 @@
-"""PERSISTENT RESERVE IN and OUT, to the byte (SPC-6 5.14, 6.17, 6.18)."""
+"""PERSISTENT RESERVE IN and OUT, to the byte (SPC-6)."""
 
 import asyncio
 import struct

@@ -1,4 +1,4 @@
-"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4 6.4, 6.18, 6.20, 6.21)."""
+"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""READ DEFECT DATA (SBC-5 5.18, 5.19): the medium remaps nothing, so both lists are empty."""
+"""READ DEFECT DATA (SBC-4 5.22, 5.23): the medium remaps nothing, so both lists are empty."""
 
 import struct
 from typing import Final

@@ -1,4 +1,4 @@
-"""SEND DIAGNOSTIC (SPC-6 6.42): the default self-test, no diagnostic pages."""
+"""SEND DIAGNOSTIC (SPC-6): the default self-test, no diagnostic pages."""
 
 from collections.abc import Awaitable
 from typing import Final

@@ -1,4 +1,4 @@
-"""INQUIRY (SPC-6 6.7): standard data here, vital product data in `vpd`."""
+"""INQUIRY (SPC-6): standard data here, vital product data in `vpd`."""
 
 import struct
 from typing import Final

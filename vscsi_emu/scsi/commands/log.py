@@ -1,4 +1,4 @@
-"""LOG SENSE (SPC-6 6.9): the two pages that list the supported ones, for which PC is ignored."""
+"""LOG SENSE (SPC-6): the two pages that list the supported ones, for which PC is ignored."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
@@ -13,9 +13,9 @@ _SPF: Final = 0x40
 
 _PAGES: Final[Mapping[tuple[int, int], bytes]] = MappingProxyType(
     {
-        # Supported log pages (SPC-6 7.3.20).
+        # Supported log pages (SPC-6).
         (0x00, 0x00): bytes([0x00]),
-        # Supported log pages and subpages (SPC-6 7.3.21).
+        # Supported log pages and subpages (SPC-6).
         (0x00, ALL_SUBPAGES): bytes([0x00, 0x00, 0x00, ALL_SUBPAGES]),
     }
 )

@@ -173,7 +173,7 @@ WRITE_ATOMIC_16 = media_command(
     blocks=Field(12, 2),
 )
 
-# A group collects attributes of commands (SBC-5 4.22), of which PRE-FETCH has none to collect.
+# A group collects attributes of commands (SBC-4 4.22), of which PRE-FETCH has none to collect.
 PRE_FETCH_10 = media_command(
     "PRE-FETCH(10)",
     0x34,

@@ -1,4 +1,4 @@
-"""MODE SENSE and MODE SELECT (SPC-6 6.12 to 6.15; block descriptors SBC-5 6.5.2)."""
+"""MODE SENSE and MODE SELECT (SPC-6; block descriptors SBC-4 6.5.2)."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def mode_sense_10(request: Request) -> bytes:
 
 
 def _device_specific(unit: LogicalUnit) -> int:
-    """DEVICE-SPECIFIC PARAMETER (SBC-5 6.5.1): READ and WRITE have DPO and FUA."""
+    """DEVICE-SPECIFIC PARAMETER (SBC-4 6.5.1): READ and WRITE have DPO and FUA."""
     return (_WP if unit.write_protected else 0) | _DPOFUA
 
 

@@ -1,4 +1,4 @@
-"""PERSISTENT RESERVE IN and OUT (SPC-6 6.17, 6.18).
+"""PERSISTENT RESERVE IN and OUT (SPC-6).
 
 REGISTER AND MOVE and REPLACE LOST RESERVATION are not supported, nor is SPEC_I_PT: each target
 port is reached by one initiator port only, so there is no other nexus to register through it.

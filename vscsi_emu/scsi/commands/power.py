@@ -1,4 +1,4 @@
-"""START STOP UNIT (SBC-5 5.31), PREVENT ALLOW MEDIUM REMOVAL (SPC-6 6.18)."""
+"""START STOP UNIT (SBC-4 5.31), PREVENT ALLOW MEDIUM REMOVAL (SPC-6)."""
 
 from collections.abc import Awaitable, Mapping
 from types import MappingProxyType

@@ -16,7 +16,7 @@ from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN, encode_lun
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import invalid_field_in_cdb
 
-# ── REPORT LUNS (SPC-6 6.33) ───────────────────────────────────────────────────────────────────
+# ── REPORT LUNS (SPC-6) ────────────────────────────────────────────────────────────────────────
 
 _NOT_WELL_KNOWN: Final = 0x00
 _WELL_KNOWN: Final = 0x01
@@ -62,7 +62,7 @@ def _selected(request: Request) -> list[int]:
     raise invalid_field_in_cdb(2, 7)
 
 
-# ── REPORT SUPPORTED OPERATION CODES (SPC-6 6.39) ──────────────────────────────────────────────
+# ── REPORT SUPPORTED OPERATION CODES (SPC-6) ───────────────────────────────────────────────────
 
 _SERVACTV: Final = 0x01
 _CTDP_ALL: Final = 0x02
@@ -139,7 +139,7 @@ def _requested(request: Request) -> CommandType | None:
     raise invalid_field_in_cdb(2, 2)
 
 
-# ── REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6 6.40) ────────────────────────────────────
+# ── REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6) ─────────────────────────────────────────
 
 _ATS, _ATSS, _CTSS, _LURS, _QTS = 0x80, 0x40, 0x10, 0x08, 0x04
 _QTSS, _ITNRS = 0x02, 0x01

@@ -1,4 +1,4 @@
-"""REQUEST SENSE and TEST UNIT READY (SPC-6 6.37, 6.47)."""
+"""REQUEST SENSE and TEST UNIT READY (SPC-6)."""
 
 from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, Flag, bit, command
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN

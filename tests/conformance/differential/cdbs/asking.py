@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from tests.conformance.differential.cdbs.medium import HEAD, TAIL, contents
 
-_GOOD, _CHECK_CONDITION = 0x00, 0x02
-_NOT_READY = 0x02
+_GOOD = 0x00
+_NOT_READY, _ILLEGAL_REQUEST = 0x02, 0x05
 _READY_SECONDS = 10.0
 _POLL_SECONDS = 0.01
 
@@ -66,10 +66,16 @@ def answers(send: Send, questions: Iterable[Question]) -> Iterator[Answer]:
             yield Answer(reply, "kept")
             continue
         try:
-            _settle(send)
+            if _key(reply) != _ILLEGAL_REQUEST:
+                _settle(send)
             yield Answer(reply, _look(send))
         except RuntimeError as error:
             raise RuntimeError(f"after {question.name} ({question.cdb.hex()}): {error}") from error
+
+
+def _key(reply: Reply) -> int:
+    """The sense key; 0 without sense data."""
+    return reply.sense[2] & 0xF if reply.sense else 0
 
 
 def _settle(send: Send) -> None:
@@ -80,7 +86,7 @@ def _settle(send: Send) -> None:
     while (reply := send(_TEST_UNIT_READY, b"", 0)).status != _GOOD:
         if time.monotonic() > deadline:
             raise RuntimeError(f"TEST UNIT READY still ends with {reply}")
-        if reply.status == _CHECK_CONDITION and reply.sense[2] & 0xF == _NOT_READY:
+        if _key(reply) == _NOT_READY:
             time.sleep(_POLL_SECONDS)
 
 
