@@ -219,10 +219,16 @@ def _block_limits(unit: LogicalUnit) -> bytes:
 _WABEREQ: Final = 1 << 6
 _WACEREQ: Final = 1 << 4
 _BOCS: Final = 1 << 2
+# FUA and SYNCHRONIZE CACHE mean the medium, as they have since SBC-3.
+_FUAB: Final = 1 << 1
+# VERIFY compares unmapped blocks like all others.
+_VBULS: Final = 1 << 0
 
 
 def _block_characteristics(unit: LogicalUnit) -> bytes:
-    return _BLOCK_CHARACTERISTICS_LAYOUT.pack(unit.rotation_rate, _WABEREQ | _WACEREQ, _BOCS)
+    return _BLOCK_CHARACTERISTICS_LAYOUT.pack(
+        unit.rotation_rate, _WABEREQ | _WACEREQ, _BOCS | _FUAB | _VBULS
+    )
 
 
 _LBPU_LBPWS_LBPWS10: Final = 0xE0

@@ -200,7 +200,7 @@ def test_default_limits_are_what_the_data_plane_obeys(block_size: int) -> None:
 @pytest.mark.parametrize("rate", [0, 1, 7200])
 def test_block_device_characteristics(rate: int) -> None:
     page = vpd(make_target(make_unit(rotation_rate=rate)), 0xB1)
-    assert page == bytes.fromhex("00 b1 003c") + rate.to_bytes(2) + b"\0\x50\x04" + bytes(55)
+    assert page == bytes.fromhex("00 b1 003c") + rate.to_bytes(2) + b"\0\x50\x07" + bytes(55)
 
 
 @pytest.mark.parametrize(("lbprz", "flags"), [(False, "e0"), (True, "e4")])
