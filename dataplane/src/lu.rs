@@ -7,7 +7,8 @@ use arc_swap::ArcSwap;
 use crate::engine::Engine;
 use crate::gate::{self, Gate};
 use crate::policy::LunPolicy;
-use crate::turn::Turns;
+use crate::sbc;
+use crate::turn::{Turn, Turns};
 
 /// Where a command goes; values are `ROUTE_*` in Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -79,6 +80,13 @@ pub struct Lu {
     pub policy: ArcSwap<LunPolicy>,
     pub routes: RouteTable,
     pub turns: Turns,
+}
+
+impl Lu {
+    /// Whether a media command runs beside others here, or alone.
+    pub fn turn(&self, cdb: &[u8]) -> Turn {
+        sbc::turn(cdb, self.engine.counts_space())
+    }
 }
 
 /// I_T_L nexus: one port's way to one logical unit.

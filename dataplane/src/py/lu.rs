@@ -8,6 +8,9 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::by_identity;
+use super::space::Space;
+use crate::engine::marked::MarkedEngine;
+use crate::engine::watched::WatchedEngine;
 use crate::turn::Turns;
 use crate::{engine, gate, lu, policy};
 
@@ -58,18 +61,14 @@ impl Engine {
         self.0.can_discard()
     }
 
-    fn copy(
-        &self,
-        py: Python<'_>,
-        source: &Engine,
-        source_offset: u64,
-        offset: u64,
-        length: u64,
-        durable: bool,
-    ) -> PyResult<()> {
-        let (from, to) = (source.0.clone(), self.0.clone());
-        py.detach(|| engine::copy(&from, source_offset, &to, offset, length, durable))?;
-        Ok(())
+    #[getter]
+    fn allocated(&self) -> Option<u64> {
+        self.0.allocated()
+    }
+
+    fn thin(&self, space: &Space) -> PyResult<Self> {
+        let engine = engine::thin::ThinEngine::new(self.0.clone(), space.0.clone())?;
+        Ok(Self(Arc::new(engine)))
     }
 }
 
@@ -277,7 +276,9 @@ impl Lu {
             .ok_or_else(|| PyValueError::new_err("routes holds a value that is no ROUTE_*"))?;
         let policy = ArcSwap::from_pointee(policy.0.clone());
         Ok(Self(Arc::new(lu::Lu {
-            engine: Arc::new(engine::marked::MarkedEngine::new(engine.0.clone())),
+            engine: Arc::new(WatchedEngine::new(Arc::new(MarkedEngine::new(
+                engine.0.clone(),
+            )))),
             policy,
             routes,
             turns: Turns::default(),

@@ -1,5 +1,6 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
+mod copy;
 mod inbox;
 mod interrupt;
 mod lu;
@@ -7,6 +8,7 @@ mod memory;
 mod overwrite;
 mod port;
 mod queue;
+mod space;
 mod worker;
 
 use pyo3::create_exception;
@@ -24,6 +26,12 @@ create_exception!(
     GuestMemoryError,
     DataplaneError,
     "An address or length lies outside guest memory, or a region cannot be mapped."
+);
+create_exception!(
+    vscsi_emu._dataplane,
+    SourceChangedError,
+    DataplaneError,
+    "What a copy was to take is not any more what it was."
 );
 create_exception!(
     vscsi_emu._dataplane,
@@ -56,6 +64,8 @@ mod dataplane {
     use super::*;
 
     #[pymodule_export]
+    use super::copy::{Copy, Watch};
+    #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice};
     #[pymodule_export]
     use super::interrupt::Interrupt;
@@ -70,9 +80,11 @@ mod dataplane {
     #[pymodule_export]
     use super::queue::{Call, Notifier, Queue};
     #[pymodule_export]
+    use super::space::Space;
+    #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]
-    use super::{DataplaneError, GuestMemoryError, RingError};
+    use super::{DataplaneError, GuestMemoryError, RingError, SourceChangedError};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
