@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
+from vscsi_emu.scsi.copy_operations import CopyOperations
 from vscsi_emu.scsi.copy_results import CopyResults
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
@@ -41,7 +42,9 @@ class Nexus:
         self.on_attention: Callable[[Asc], None] | None = None
         self.abort: Callable[[], Awaitable[int]] = _no_commands
         self.copies: Final = CopyResults()
+        self.operations: Final = CopyOperations()
         self._pending: list[Asc] = []
+        self._information: dict[Asc, int] = {}
         self._deferred: ScsiError | None = None
         self.prevents_removal = False
         """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6 6.18)."""
@@ -52,11 +55,14 @@ class Nexus:
         """Unit attention conditions in the order in which they will be reported."""
         return tuple(self._pending)
 
-    def establish(self, code: Asc) -> None:
+    def establish(self, code: Asc, information: int | None = None) -> None:
         """Establishes a unit attention condition, once; no media command overtakes it.
 
         A reset takes the place of those of lower precedence, whose effects it includes.
+        `information`: of the sense data; the last one stands.
         """
+        if information is not None:
+            self._information[code] = information
         if code in _RESETS:
             reset = [pending for pending in self._pending if pending in _RESETS]
             best = min([code, *reset], key=_RESETS.index)
@@ -77,11 +83,18 @@ class Nexus:
         """The unit attention or deferred error to report now; it is pending no more."""
         error = None
         if self._pending:
-            error = ScsiError(SenseKey.UNIT_ATTENTION, self._pending.pop(0))
+            code = self._pending.pop(0)
+            information = self._information.pop(code, None)
+            error = ScsiError(SenseKey.UNIT_ATTENTION, code, information=information)
         elif self._deferred is not None:
             error, self._deferred = self._deferred, None
         self.update_gate()
         return error
+
+    def forget_copies(self) -> None:
+        """Reset or nexus loss: nobody can ask any more what became of copies that are over."""
+        self.copies.forget()
+        self.operations.forget()
 
     def clear(self, code: Asc) -> None:
         """Forgets a condition without reporting it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from enum import IntEnum
 
 from vscsi_emu import _dataplane
@@ -28,15 +29,25 @@ class Asc(IntEnum):
     """Additional sense codes: ASC in the high byte, ASCQ in the low one (SPC-6 annex F)."""
 
     NO_ADDITIONAL_SENSE = 0x0000
+    OPERATION_IN_PROGRESS = 0x0016
     INITIALIZING_COMMAND_REQUIRED = 0x0402
     FORMAT_IN_PROGRESS = 0x0404
+    SPACE_ALLOCATION_IN_PROGRESS = 0x0414
     SANITIZE_IN_PROGRESS = 0x041B
     UNREACHABLE_COPY_TARGET = 0x0804
     WRITE_ERROR = 0x0C00
     COPY_TARGET_DEVICE_NOT_REACHABLE = 0x0D02
     INCORRECT_COPY_TARGET_DEVICE_TYPE = 0x0D03
+    COPY_TARGET_DEVICE_DATA_UNDERRUN = 0x0D04
     PARAMETER_LIST_LENGTH_ERROR = 0x1A00
     INVALID_COMMAND_OPERATION_CODE = 0x2000
+    LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE = 0x2100
+    TOKEN_UNKNOWN = 0x2304
+    TOKEN_CORRUPT = 0x2305
+    TOKEN_EXPIRED = 0x2307
+    TOKEN_CANCELLED = 0x2308
+    TOKEN_DELETED = 0x2309
+    INVALID_TOKEN_LENGTH = 0x230A
     INVALID_FIELD_IN_CDB = 0x2400
     LOGICAL_UNIT_NOT_SUPPORTED = 0x2500
     INVALID_FIELD_IN_PARAMETER_LIST = 0x2600
@@ -47,6 +58,7 @@ class Asc(IntEnum):
     UNSUPPORTED_SEGMENT_DESCRIPTOR_TYPE_CODE = 0x2609
     INLINE_DATA_LENGTH_EXCEEDED = 0x260B
     WRITE_PROTECTED = 0x2700
+    SPACE_ALLOCATION_FAILED_WRITE_PROTECT = 0x2707
     MEDIUM_MAY_HAVE_CHANGED = 0x2800
     POWER_ON_OCCURRED = 0x2901
     SCSI_BUS_RESET_OCCURRED = 0x2902
@@ -61,6 +73,7 @@ class Asc(IntEnum):
     COMMANDS_CLEARED_BY_ANOTHER_INITIATOR = 0x2F00
     MEDIUM_FORMAT_CORRUPTED = 0x3100
     SANITIZE_COMMAND_FAILED = 0x3103
+    THIN_PROVISIONING_SOFT_THRESHOLD_REACHED = 0x3807
     SAVING_PARAMETERS_NOT_SUPPORTED = 0x3900
     LOGICAL_UNIT_FAILED_SELF_TEST = 0x3E03
     MEDIUM_NOT_PRESENT = 0x3A00
@@ -119,6 +132,17 @@ class ScsiError(Exception):
             in_cdb=self.in_cdb,
             progress=self.progress,
         )
+
+
+def write_failed(error: OSError) -> ScsiError:
+    """What an initiator is told of the storage's error, as the data plane tells it."""
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            return ScsiError(SenseKey.DATA_PROTECT, Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)
+        case errno.EAGAIN:
+            return ScsiError(SenseKey.NOT_READY, Asc.SPACE_ALLOCATION_IN_PROGRESS)
+        case _:
+            return ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR)
 
 
 class DataOutTooShort(Exception):

@@ -68,6 +68,7 @@ class Target:
         """I_T nexus loss (SAM-6 6.3.4), once the commands of this nexus are aborted."""
         for nexus in self.nexuses.values():
             nexus.prevents_removal = False
+            nexus.forget_copies()
             nexus.unit.reservations.lost(nexus)
             nexus.establish(Asc.I_T_NEXUS_LOSS_OCCURRED)
 

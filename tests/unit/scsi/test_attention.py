@@ -1,6 +1,7 @@
 """Unit attention conditions and the gate that they close (SAM-6 5.14)."""
 
 import asyncio
+import errno
 
 import pytest
 
@@ -295,7 +296,7 @@ def test_loej_needs_a_removable_medium() -> None:
 
 
 async def _fail() -> None:
-    raise OSError(28, "No space left on device")
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_failed_flush_is_the_status() -> None:

@@ -19,6 +19,7 @@ from vscsi_emu.scsi.commands import (
     reserve,
     sanitize,
     sense,
+    token,
 )
 
 _FAMILIES: Final = (
@@ -37,6 +38,7 @@ _FAMILIES: Final = (
     reserve,
     sanitize,
     sense,
+    token,
 )
 
 ALL: Final = tuple(
