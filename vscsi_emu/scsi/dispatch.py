@@ -50,7 +50,8 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
         answer = found.handler(request)
         if not isinstance(answer, bytes):
             return _answer_later(request, answer)
-        reply.good(request.limit(answer))
+        if not reply.given:
+            reply.good(request.limit(answer))
     return None
 
 

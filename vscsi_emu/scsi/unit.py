@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -21,6 +22,11 @@ from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey, write_failed
 from vscsi_emu.scsi.store import StateStore
 from vscsi_emu.scsi.table import CommandTable, command_table
 from vscsi_emu.scsi.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+_FAILURE: Final = "medium-failure"
+"""Section of the store."""
 
 
 async def _nothing(*_: object) -> None:
@@ -90,7 +96,9 @@ class LogicalUnit:
         )
         self.commands: Final[CommandTable] = command_table(self.features)
         self.readiness: Final = Readiness()
-        self.failure: Failure | None = None
+        self._store = store
+        saved = store.load(_FAILURE) if store is not None else None
+        self.failure: Failure | None = Failure.from_json(saved) if saved is not None else None
         self._overwriting: Overwriting | None = None
         self.nexuses: Final[list[Nexus]] = []
         self.reservations: Final = Reservations(self, store)
@@ -297,9 +305,11 @@ class LogicalUnit:
     async def _overwrite(self, overwriting: Overwriting) -> bytes:
         try:
             await self._quiesce(self.data_plane)
-            self.failure = overwriting.failure
+            # A process that ends before the medium is filled has failed to fill it.
+            await self._set_failure(overwriting.failure)
+            overwriting.began()
             await overwriting.run()
-            self.failure = None
+            await self._set_failure(None)
         except OSError as error:
             raise overwriting.failure.error from error
         finally:
@@ -307,10 +317,20 @@ class LogicalUnit:
             self._publish()
         return b""
 
-    def forget_failure(self) -> None:
+    async def forget_failure(self) -> None:
         """The medium may be used again, whatever it holds."""
-        self.failure = None
+        await self._set_failure(None)
         self._publish()
+
+    async def _set_failure(self, failure: Failure | None) -> None:
+        """Saved first. `ScsiError` HARDWARE ERROR where that fails: nothing has changed."""
+        if self._store is not None:
+            try:
+                await self._store.save(_FAILURE, failure and failure.to_json())
+            except OSError as error:
+                log.error("%s: its state cannot be saved: %s", self.identity.serial, error)
+                raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
+        self.failure = failure
 
     async def settle(self) -> None:
         """Waits for running commands, then makes what they wrote durable."""
