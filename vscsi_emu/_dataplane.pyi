@@ -204,6 +204,8 @@ class Lu:
         `usage_maps`: CDB usage maps of the media commands (opcode → bytes). A command with a bit
         set that its map does not define comes to Python, which refuses it with the field
         pointer: the fast way never skips that check."""
+    def mark_bad(self, offset: int, length: int) -> None:
+        """These bytes, a block, read as an error until they are written; as WRITE LONG does."""
     policy: LunPolicy
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
@@ -257,6 +259,8 @@ class Copy:
         """Blocks (GIL released): call it once, off the event loop. `OSError`: a range is outside,
         or the I/O failed; EAGAIN: space is being freed; `InterruptedError` after `cancel`.
         `SourceChangedError`: what `unless` watches has changed, and nothing newer was taken."""
+    @property
+    def runs(self) -> list[tuple[int, int, int]]: ...
     @property
     def copied(self) -> int:
         """Bytes copied without a gap from the beginning."""

@@ -56,6 +56,10 @@ impl Copy {
         }
     }
 
+    pub fn runs(&self) -> &[Run] {
+        &self.runs
+    }
+
     /// Bytes copied without a gap from the beginning.
     pub fn copied(&self) -> u64 {
         self.copied.load(Ordering::Relaxed)

@@ -141,9 +141,11 @@ class CommandType:
     flags: Flag = Flag.NONE
     needs: Feature = Feature.NONE
     handler: Handler | None = None
-    """None: the data plane executes it. With another route than to Python: for what comes here."""
+    """None: the data plane executes it."""
     allowed: Allowed | Callable[[Cdb], Allowed] = Allowed.NONE
     """A function where it depends on the CDB."""
+    media: bool = False
+    """The data plane executes it, also where a handler looks at it before."""
 
     def allowed_for(self, cdb: Cdb) -> Allowed:
         return self.allowed if isinstance(self.allowed, Allowed) else self.allowed(cdb)
@@ -255,5 +257,6 @@ def media_command(
         flags=Flag.NEEDS_READY,
         needs=needs,
         handler=handler,
+        media=True,
         allowed=Allowed.WRITE_EXCLUSIVE if route is Route.READ else allowed,
     )

@@ -109,5 +109,7 @@ class Nexus:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)
+            if self.unit.bad_blocks:
+                closed |= _dataplane.CLASS_WRITE
         self.data_plane.close(closed)
         self.data_plane.open(_dataplane.CLASS_ALL & ~closed)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 from vscsi_emu import _dataplane
+from vscsi_emu.scsi.bad_blocks import BadBlocks
 from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
@@ -115,6 +116,7 @@ class LogicalUnit:
         self.data_plane: Final = _dataplane.Lu(
             engine, self._policy(), self.commands.routes, self.commands.usage_maps
         )
+        self.bad_blocks: Final = BadBlocks(self, store)
         self.provisioning.update()
 
     # ── What the fast way needs ────────────────────────────────────────────────────────────────
@@ -305,6 +307,7 @@ class LogicalUnit:
     async def _overwrite(self, overwriting: Overwriting) -> bytes:
         try:
             await self._quiesce(self.data_plane)
+            await self.bad_blocks.forget(0, self._blocks)
             # A process that ends before the medium is filled has failed to fill it.
             await self._set_failure(overwriting.failure)
             overwriting.began()
@@ -345,6 +348,8 @@ class LogicalUnit:
 
     async def copy(self, work: _dataplane.Copy, source: LogicalUnit | None = None) -> None:
         """Runs a copy to here, from `source` or zeros. `ScsiError`; `SourceChangedError`."""
+        for _, offset, length in work.runs:
+            await self.bad_blocks.forget(offset // self.block_size, length // self.block_size)
         running = asyncio.ensure_future(asyncio.to_thread(work.run))
         for unit in {self, source or self}:
             unit._copies.add(running)

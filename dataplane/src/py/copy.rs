@@ -59,6 +59,12 @@ impl Copy {
     }
 
     #[getter]
+    fn runs(&self) -> Vec<(u64, u64, u64)> {
+        let runs = self.0.runs().iter();
+        runs.map(|run| (run.from, run.to, run.len)).collect()
+    }
+
+    #[getter]
     fn copied(&self) -> u64 {
         self.0.copied()
     }

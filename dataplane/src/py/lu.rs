@@ -295,6 +295,17 @@ impl Lu {
         self.0.policy.store(Arc::new(policy.0.clone()));
     }
 
+    fn mark_bad(&self, offset: u64, length: u64) -> PyResult<()> {
+        let mark = engine::Io {
+            kind: engine::IoKind::Mark,
+            offset,
+            len: length,
+            durable: false,
+        };
+        self.0.engine.run(&mark, &[])?;
+        Ok(())
+    }
+
     #[getter]
     fn engine(&self) -> Engine {
         Engine(self.0.engine.clone())

@@ -236,12 +236,30 @@ GET_LBA_STATUS = media_command(
 _COR_DIS = bit(1, 7)
 _WR_UNCOR = bit(1, 6)
 
+
+def _write_long(request: Request) -> bytes | Awaitable[bytes]:
+    """What is wrong with it, the data plane says."""
+    unit, cdb = request.unit, request.cdb
+    unit.wake()
+    if cdb["wr_uncor"] and cdb["lba"] < unit.blocks and not unit.write_protected:
+        return _mark(request, cdb["lba"])
+    request.reply.execute()
+    return b""
+
+
+async def _mark(request: Request, lba: int) -> bytes:
+    await request.unit.bad_blocks.mark(lba)
+    request.reply.execute()
+    return b""
+
+
 # With WR_UNCOR no data is transferred, whatever BYTE TRANSFER LENGTH says.
 WRITE_LONG_10 = media_command(
     "WRITE LONG(10)",
     0x3F,
     10,
-    Route.WRITE,
+    Route.PYTHON,
+    handler=_write_long,
     cor_dis=_COR_DIS,
     wr_uncor=_WR_UNCOR,
     lba=_LBA_10,
@@ -253,6 +271,7 @@ WRITE_LONG_16 = media_command(
     16,
     Route.PYTHON,
     service_action=0x11,
+    handler=_write_long,
     cor_dis=_COR_DIS,
     wr_uncor=_WR_UNCOR,
     lba=_LBA_16,
