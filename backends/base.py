@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
+from vscsi_emu.backends.space import thin_space
 from vscsi_emu.backends.uri import LunSpec, SpecError
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import Engine
+    from vscsi_emu.scsi.provisioning import ThinSpace
 
 
 class BackendError(Exception):
@@ -25,6 +27,8 @@ class Backend:
     engine: Engine
     name: str
     """What the default identity is derived from: the same at every start, unique to the data."""
+    thin: ThinSpace | None = None
+    """What bounds the space that `engine` takes."""
     block_size: int = 512
     """Logical block length in bytes."""
     rotation_rate: int = 1
@@ -60,6 +64,15 @@ class Backend:
     def state_path(self) -> str | None:
         """Path of the file that keeps the unit's state over restarts; None: it is forgotten."""
         return self.spec.state
+
+    def limit_space(self) -> None:
+        """Once `engine` is open: obeys `thin=`. Raises `SpecError` where that cannot be."""
+        self.thin = thin_space(self.spec)
+        if self.thin is None:
+            return
+        if not (self.spec.discard and self.engine.can_discard):
+            raise SpecError(f"{self.spec}: thin= needs space that can be freed; leave it out here")
+        self.engine = self.engine.thin(self.thin.space)
 
     def flush(self) -> None:
         """Makes everything written durable. Blocks: call it off the event loop."""

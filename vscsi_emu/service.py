@@ -15,6 +15,7 @@ from vscsi_emu.hba import Hba
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.store import SavedStateError, StateStore
+from vscsi_emu.scsi.tokens import Tokens
 from vscsi_emu.scsi.unit import LogicalUnit
 from vscsi_emu.state import StateError, StateFile
 from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, adopt, listen
@@ -64,6 +65,7 @@ class Service:
         self._stack = AsyncExitStack()
         self._servers: list[VhostUserServer] = []
         self.hbas: list[Hba] = []
+        self._tokens = Tokens()
         self.units: dict[str, LogicalUnit] = {}
         """By `LunConfig.name`."""
 
@@ -80,7 +82,10 @@ class Service:
         backends = {lun.name: _open_backend(lun, stack) for lun in self._config.luns}
         runtime = Runtime(self._workers, io_uring=self._io_uring)
         stack.push_async_callback(runtime.close)
-        self.units = {name: logical_unit(backends[name], runtime) for name in backends}
+        self.units = {
+            name: logical_unit(backend, runtime, tokens=self._tokens)
+            for name, backend in backends.items()
+        }
         for number, wanted in enumerate(self._config.hbas):
             hba = Hba(
                 runtime,
@@ -144,20 +149,23 @@ def _open_backend(lun: LunConfig, stack: AsyncExitStack) -> Backend:
     return backend
 
 
-def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
-    """The logical unit that a backend's options describe. Raises `StartError` for a state file
+def logical_unit(backend: Backend, runtime: Runtime, *, tokens: Tokens) -> LogicalUnit:
+    """The logical unit that a backend's options describe. `tokens`: of all units that tokens may
+    be carried between. Raises `StartError` for a state file
     that cannot be used."""
     path = backend.state_path
     try:
         store = StateFile(path) if path is not None else None
-        return _logical_unit(backend, runtime, store)
+        return _logical_unit(backend, runtime, tokens, store)
     except StateError as error:
         raise StartError(str(error)) from None
     except SavedStateError as error:
         raise StartError(f"{path}: {error}; remove it, or name another with state=") from None
 
 
-def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) -> LogicalUnit:
+def _logical_unit(
+    backend: Backend, runtime: Runtime, tokens: Tokens, store: StateStore | None
+) -> LogicalUnit:
     spec = backend.spec
     names = {"vendor": spec.vendor, "product": spec.product}
     return LogicalUnit(
@@ -178,6 +186,9 @@ def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) 
         flush=partial(asyncio.to_thread, backend.flush),
         quiesce=runtime.quiesce,
         store=store,
+        tokens=tokens,
+        thin=backend.thin,
+        watcher=runtime.watch,
     )
 
 

@@ -8,7 +8,8 @@ use crate::engine::Engine;
 use crate::errors::ErrorCounts;
 use crate::gate::{self, Gate};
 use crate::policy::LunPolicy;
-use crate::turn::Turns;
+use crate::sbc;
+use crate::turn::{Turn, Turns};
 
 /// Where a command goes; values are `ROUTE_*` in Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,6 +82,13 @@ pub struct Lu {
     pub routes: RouteTable,
     pub turns: Turns,
     pub errors: ErrorCounts,
+}
+
+impl Lu {
+    /// Whether a media command runs beside others here, or alone.
+    pub fn turn(&self, cdb: &[u8]) -> Turn {
+        sbc::turn(cdb, self.engine.counts_space())
+    }
 }
 
 /// I_T_L nexus: one port's way to one logical unit.

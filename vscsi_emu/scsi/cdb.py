@@ -99,6 +99,8 @@ class Field:
     needs: Feature = Feature.NONE
     ignored: bool = False
     """Any value is accepted and none has an effect, so that the usage map does not show it."""
+    slow: bool = False
+    """Where it is not 0, a command that the data plane executes comes to its handler first."""
 
     @property
     def mask(self) -> bytes:
@@ -154,6 +156,8 @@ class CommandType:
     """None: the data plane executes it."""
     allowed: Allowed | Callable[[Cdb], Allowed] = Allowed.NONE
     """A function where it depends on the CDB."""
+    media: bool = False
+    """The data plane executes it, also where a handler looks at it before."""
 
     def allowed_for(self, cdb: Cdb) -> Allowed:
         return self.allowed if isinstance(self.allowed, Allowed) else self.allowed(cdb)
@@ -182,6 +186,13 @@ class CommandType:
         if self.service_action is not None:
             accepted[1] |= SERVICE_ACTION_MASK
         return bytes(accepted)
+
+    @cached_property
+    def fast(self) -> bytes:
+        """As `accepted`, for the data plane: all else comes to Python."""
+        fast = self._bits(field for field in self.fields.values() if not field.slow)
+        fast[0] = 0xFF
+        return bytes(fast)
 
     def _bits(self, fields: Iterable[Field]) -> bytearray:
         bits = bytearray(self.length)
@@ -238,9 +249,12 @@ def media_command(
     service_action: int | None = None,
     needs: Feature = Feature.NONE,
     allowed: Allowed = Allowed.NONE,
+    handler: Handler | None = None,
     **fields: Field,
 ) -> CommandType:
     """Declares a command that the data plane executes, after Python with `Route.PYTHON`.
+
+    `handler` decides those that come to Python: it answers, or hands them to the data plane.
 
     One with a service action has that route: the data plane routes by operation code. Whatever is
     routed as a read may be read under a write exclusive reservation.
@@ -254,5 +268,7 @@ def media_command(
         route=route,
         flags=Flag.NEEDS_READY,
         needs=needs,
+        handler=handler,
+        media=True,
         allowed=Allowed.WRITE_EXCLUSIVE if route is Route.READ else allowed,
     )

@@ -18,6 +18,8 @@ _SECTION: Final = "mode-pages"
 
 CACHING: Final = (0x08, 0x00)
 CONTROL: Final = (0x0A, 0x00)
+ERROR_RECOVERY: Final = (0x01, 0x00)
+PROVISIONING: Final = (0x1C, 0x02)
 
 Key = tuple[int, int]
 """(page code, subpage code)."""
@@ -80,6 +82,7 @@ def _page(key: Key, length: int, values: Mapping[int, int], changes: Mapping[int
 
 
 _AWRE_ARRE: Final = 0xC0
+_LBPERE: Final = 0x80
 _WCE: Final = 0x04
 _D_SENSE: Final = 0x04
 _GLTSD: Final = 0x02
@@ -91,11 +94,14 @@ _IALUAE: Final = 0x01
 _DEXCPT: Final = 0x08
 
 
-def direct_access_pages(*, write_cache: bool) -> tuple[ModePage, ...]:
+def direct_access_pages(
+    *, write_cache: bool, provisioning: ModePage | None = None
+) -> tuple[ModePage, ...]:
     """The pages in the order that MODE SENSE returns them in."""
+    thresholds = _LBPERE if provisioning else 0
     return (
-        # Read-write error recovery: storage below us reallocates without being told.
-        _page((0x01, 0), 0x0A, {2: _AWRE_ARRE}, {}),
+        # Storage below us reallocates without being told.
+        _page(ERROR_RECOVERY, 0x0A, {2: _AWRE_ARRE, 7: thresholds}, {7: thresholds}),
         # Disconnect-reconnect: this transport has nothing to tune.
         _page((0x02, 0), 0x0E, {}, {}),
         _page(CACHING, 0x12, {2: _WCE if write_cache else 0}, {2: _WCE}),
@@ -106,6 +112,7 @@ def direct_access_pages(*, write_cache: bool) -> tuple[ModePage, ...]:
         _page((0x1A, 0), 0x26, {}, {}),
         # Informational exceptions control: none are reported.
         _page((0x1C, 0), 0x0A, {2: _DEXCPT}, {}),
+        *([provisioning] if provisioning else []),
     )
 
 
@@ -191,6 +198,11 @@ class ModePages:
     def descriptor_sense(self) -> bool:
         """D_SENSE."""
         return bool(self._current[CONTROL][2] & _D_SENSE)
+
+    @property
+    def notifies_thresholds(self) -> bool:
+        """LBPERE."""
+        return bool(self._current[ERROR_RECOVERY][7] & _LBPERE)
 
     @property
     def write_protected(self) -> bool:

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
+from vscsi_emu.scsi.copy_operations import CopyOperations
 from vscsi_emu.scsi.copy_results import CopyResults
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.port_groups import AccessState
@@ -45,7 +46,9 @@ class Nexus:
         self.on_attention: Callable[[Asc], None] | None = None
         self.abort: Callable[[], Awaitable[int]] = _no_commands
         self.copies: Final = CopyResults()
+        self.operations: Final = CopyOperations()
         self._pending: list[Asc] = []
+        self._information: dict[Asc, int] = {}
         self._deferred: ScsiError | None = None
         self.echo: bytes | None = None
         """The echo buffer, once it is written (SPC-4 6.49.9)."""
@@ -67,11 +70,14 @@ class Nexus:
         """Why a command with these flags is not processed now."""
         return self.access_state.refusal(flags) or self.unit.refusal(flags)
 
-    def establish(self, code: Asc) -> None:
+    def establish(self, code: Asc, information: int | None = None) -> None:
         """Establishes a unit attention condition, once; no media command overtakes it.
 
         A reset takes the place of those of lower precedence, whose effects it includes.
+        `information`: of the sense data; the last one stands.
         """
+        if information is not None:
+            self._information[code] = information
         if code in _RESETS:
             reset = [pending for pending in self._pending if pending in _RESETS]
             best = min([code, *reset], key=_RESETS.index)
@@ -93,11 +99,18 @@ class Nexus:
         """The unit attention or deferred error to report now; it is pending no more."""
         error = None
         if self._pending:
-            error = ScsiError(SenseKey.UNIT_ATTENTION, self._pending.pop(0))
+            code = self._pending.pop(0)
+            information = self._information.pop(code, None)
+            error = ScsiError(SenseKey.UNIT_ATTENTION, code, information=information)
         elif self._deferred is not None:
             error, self._deferred = self._deferred, None
         self.update_gate()
         return error
+
+    def forget_copies(self) -> None:
+        """Reset or nexus loss: nobody can ask any more what became of copies that are over."""
+        self.copies.forget()
+        self.operations.forget()
 
     def clear(self, code: Asc) -> None:
         """Forgets a condition without reporting it."""
@@ -113,5 +126,7 @@ class Nexus:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)
+            if self.unit.bad_blocks:
+                closed |= _dataplane.CLASS_WRITE
         self.data_plane.close(closed)
         self.data_plane.open(_dataplane.CLASS_ALL & ~closed)

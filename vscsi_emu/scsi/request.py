@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vscsi_emu.scsi.cdb import Cdb
@@ -97,3 +98,8 @@ class Request:
         if "allocation_length" not in self.cdb.command.fields:
             return data
         return data[: self.cdb["allocation_length"]]
+
+
+def began(request: Request, *, immed: bool) -> Callable[[], None]:
+    """What to call when an operation is under way: with IMMED, its status is GOOD then."""
+    return request.reply.good if immed else lambda: None

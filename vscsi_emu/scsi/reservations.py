@@ -1,7 +1,7 @@
 """The reservations of one logical unit: who is kept out, now and after a restart.
 
-Both kinds are here, since each must refuse the other: RESERVE and RELEASE of SPC-2 (its reservations,
-with the exceptions that SPC-4 calls compatible reservation handling), and persistent reservations.
+Both kinds are here, since each must refuse the other: RESERVE and RELEASE of SPC-2 (with the
+exceptions that SPC-4 calls compatible reservation handling), and persistent reservations.
 """
 
 from __future__ import annotations

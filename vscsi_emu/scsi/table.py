@@ -59,7 +59,7 @@ class CommandTable:
     @property
     def usage_maps(self) -> dict[int, bytes]:
         """What the data plane accepts in the CDBs that it executes, by operation code."""
-        return {c.opcode: c.accepted for c in self._commands.values() if c.route}
+        return {c.opcode: c.fast for c in self._commands.values() if c.route}
 
 
 def _service_action(cdb: bytes) -> int | None:

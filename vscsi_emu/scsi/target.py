@@ -75,6 +75,7 @@ class Target:
         for nexus in self.nexuses.values():
             nexus.prevents_removal = False
             nexus.echo = None
+            nexus.forget_copies()
             nexus.unit.reservations.lost(nexus)
             nexus.establish(Asc.I_T_NEXUS_LOSS_OCCURRED)
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from vscsi_emu import _dataplane
+from vscsi_emu.scsi.bad_blocks import BadBlocks
 from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
@@ -19,15 +21,21 @@ from vscsi_emu.scsi.overwriting import Failure, Overwriting
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.port_groups import PortGroups
 from vscsi_emu.scsi.priorities import Priorities
+from vscsi_emu.scsi.provisioning import Provisioning, ThinSpace, Watcher, no_watcher
 from vscsi_emu.scsi.readiness import PowerCondition, Readiness
 from vscsi_emu.scsi.reservations import Reservations
 from vscsi_emu.scsi.self_tests import SelfTests
-from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
+from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey, write_failed
 from vscsi_emu.scsi.store import StateStore
 from vscsi_emu.scsi.table import CommandTable, command_table
 from vscsi_emu.scsi.timestamp import Timestamp
+from vscsi_emu.scsi.tokens import Tokens
+
+log = logging.getLogger(__name__)
 
 _BUFFER_CAPACITY: Final = 64 << 10
+_FAILURE: Final = "medium-failure"
+"""Section of the store."""
 
 
 async def _nothing(*_: object) -> None:
@@ -55,8 +63,10 @@ class LogicalUnit:
     - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-4 6.6.2).
     - `discard`: thin provisioning is offered where the engine really frees space. `lbprz`: it
       says that unmapped blocks read as zeros, which they do in any case (SBC-4 6.6.7).
+    - `thin`: the space that bounds it, which `engine` takes its own from; `watcher` tells of it.
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
+    - `tokens`: of the copy manager that the unit belongs to; by default it has its own.
     - `store` keeps what must outlive the process; without it, nothing does.
     """
 
@@ -77,6 +87,9 @@ class LogicalUnit:
         flush: Callable[[], Awaitable[None]] = _nothing,
         quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
         store: StateStore | None = None,
+        tokens: Tokens | None = None,
+        thin: ThinSpace | None = None,
+        watcher: Watcher = no_watcher,
     ) -> None:
         if rotation_rate not in (0, 1) and not 0x401 <= rotation_rate <= 0xFFFE:
             raise ValueError(f"rotation rate {rotation_rate} is not 0, 1 or 1025 to 65534")
@@ -96,9 +109,10 @@ class LogicalUnit:
             saved=store is not None,
         )
         self.commands: Final[CommandTable] = command_table(self.features)
-        self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache), store)
         self.readiness: Final = Readiness()
-        self.failure: Failure | None = None
+        self._store = store
+        saved = store.load(_FAILURE) if store is not None else None
+        self.failure: Failure | None = Failure.from_json(saved) if saved is not None else None
         self._overwriting: Overwriting | None = None
         self._made = time.monotonic()
         self.nexuses: Final[list[Nexus]] = []
@@ -113,12 +127,22 @@ class LogicalUnit:
         self.priorities: Final = Priorities()
         self._copies: set[asyncio.Future[None]] = set()
         """Copies from or to here that run now."""
+        self.tokens: Final = tokens or Tokens()
         self._flush = flush
         self._quiesce = quiesce
         self._blocks = engine.size // block_size
+        self.provisioning: Final = Provisioning(self, thin, watcher)
+        self.mode_pages: Final = ModePages(
+            direct_access_pages(
+                write_cache=write_cache, provisioning=self.provisioning.mode_page()
+            ),
+            store,
+        )
         self.data_plane: Final = _dataplane.Lu(
             engine, self._policy(), self.commands.routes, self.commands.usage_maps
         )
+        self.bad_blocks: Final = BadBlocks(self, store)
+        self.provisioning.update()
 
     # ── What the fast way needs ────────────────────────────────────────────────────────────────
 
@@ -225,6 +249,11 @@ class LogicalUnit:
             if nexus is not but:
                 nexus.establish(code)
 
+    def establish_threshold(self, descriptor: int) -> None:
+        """The threshold at this byte of the Logical Block Provisioning mode page is passed."""
+        for nexus in self.nexuses:
+            nexus.establish(Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED, descriptor)
+
     # ── Changes of state ───────────────────────────────────────────────────────────────────────
 
     def reset(self) -> None:
@@ -234,8 +263,10 @@ class LogicalUnit:
         self.readiness.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
+            nexus.forget_copies()
         self.reservations.reset()
         self.priorities.clear()
+        self.provisioning.update()
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
@@ -246,6 +277,7 @@ class LogicalUnit:
             raise ValueError(f"{blocks} blocks: the storage holds 1 to {most}")
         if blocks != self._blocks:
             self._blocks = blocks
+            self.tokens.cancel(self)
             self._publish()
             self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
@@ -269,6 +301,7 @@ class LogicalUnit:
         if not self.mode_pages.update(pages):
             return None
         self._publish()
+        self.provisioning.update()
         self.establish(Asc.MODE_PARAMETERS_CHANGED, but=by)
         after = self.data_plane.policy
         if (before.write_cache and not after.write_cache) or (
@@ -290,6 +323,7 @@ class LogicalUnit:
     def eject(self) -> None:
         """Media commands end with MEDIUM NOT PRESENT. `ScsiError` where removal is prevented."""
         self._check_removal()
+        self.tokens.cancel(self)
         self.readiness.eject()
         self._publish()
 
@@ -319,9 +353,12 @@ class LogicalUnit:
     async def _overwrite(self, overwriting: Overwriting) -> bytes:
         try:
             await self._quiesce(self.data_plane)
-            self.failure = overwriting.failure
+            await self.bad_blocks.forget(0, self._blocks)
+            # A process that ends before the medium is filled has failed to fill it.
+            await self._set_failure(overwriting.failure)
+            overwriting.began()
             await overwriting.run()
-            self.failure = None
+            await self._set_failure(None)
         except OSError as error:
             raise overwriting.failure.error from error
         finally:
@@ -329,10 +366,20 @@ class LogicalUnit:
             self._publish()
         return b""
 
-    def forget_failure(self) -> None:
+    async def forget_failure(self) -> None:
         """The medium may be used again, whatever it holds."""
-        self.failure = None
+        await self._set_failure(None)
         self._publish()
+
+    async def _set_failure(self, failure: Failure | None) -> None:
+        """Saved first. `ScsiError` HARDWARE ERROR where that fails: nothing has changed."""
+        if self._store is not None:
+            try:
+                await self._store.save(_FAILURE, failure and failure.to_json())
+            except OSError as error:
+                log.error("%s: its state cannot be saved: %s", self.identity.serial, error)
+                raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
+        self.failure = failure
 
     async def settle(self) -> None:
         """Waits for running commands, then makes what they wrote durable."""
@@ -345,32 +392,26 @@ class LogicalUnit:
         if self._copies:
             await asyncio.wait(self._copies)
 
-    async def copy_from(
-        self, source: LogicalUnit, source_offset: int, offset: int, length: int
-    ) -> None:
-        """Copies bytes of `source` to here; durable as a write is. `ScsiError` MEDIUM ERROR."""
-        work = asyncio.ensure_future(
-            asyncio.to_thread(
-                self.data_plane.engine.copy,
-                source.data_plane.engine,
-                source_offset,
-                offset,
-                length,
-                not self.mode_pages.write_cache,
-            )
-        )
-        for unit in {self, source}:
-            unit._copies.add(work)
-            work.add_done_callback(unit._copies.discard)
+    async def copy(self, work: _dataplane.Copy, source: LogicalUnit | None = None) -> None:
+        """Runs a copy to here, from `source` or zeros. `ScsiError`; `SourceChangedError`."""
+        for _, offset, length in work.runs:
+            await self.bad_blocks.forget(offset // self.block_size, length // self.block_size)
+        running = asyncio.ensure_future(asyncio.to_thread(work.run))
+        for unit in {self, source or self}:
+            unit._copies.add(running)
+            running.add_done_callback(unit._copies.discard)
         try:
             # A thread cannot be cancelled: whoever quiesces still waits for it.
-            await asyncio.shield(work)
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
         except OSError as error:
-            raise ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR) from error
+            raise write_failed(error) from error
 
     async def flush(self) -> None:
-        """Makes what was written durable; `ScsiError` MEDIUM ERROR where that fails."""
+        """Makes what was written durable; `ScsiError` where that fails."""
         try:
             await self._flush()
         except OSError as error:
-            raise ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR) from error
+            raise write_failed(error) from error

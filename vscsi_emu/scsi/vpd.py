@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from vscsi_emu.scsi import copy
+from vscsi_emu.scsi import copy, token_lists, tokens
 from vscsi_emu.scsi.mode_pages import ALL_PAGES, ALL_SUBPAGES
 from vscsi_emu.scsi.peripheral import Peripheral
 from vscsi_emu.scsi.target import Target
@@ -137,12 +137,17 @@ _POWER_CONDITION_BODY: Final = bytes([_STANDBY_Y_AND_Z, _IDLE_A_TO_C]).ljust(0x0
 
 # ── Third-party copy (SPC-6) ───────────────────────────────────────────────────────────────────
 
+_TOKEN_LIMITS: Final = 0x0000
 _SUPPORTED_COMMANDS: Final = 0x0001
 _PARAMETER_DATA: Final = 0x0004
 _SUPPORTED_DESCRIPTORS: Final = 0x0008
 _SUPPORTED_CSCD_IDS: Final = 0x000C
+_TOKEN_FEATURES: Final = 0x0106
+_SUPPORTED_ROD_TYPES: Final = 0x0108
 _GENERAL_COPY_OPERATIONS: Final = 0x8001
 _COPY_OPCODES: Final = (0x83, 0x84)
+_TOKEN_IN: Final = 0x02
+_TOKEN_OUT: Final = 0x01
 
 
 def _third_party_copy(unit: LogicalUnit) -> bytes:
@@ -153,6 +158,17 @@ def _third_party_copy(unit: LogicalUnit) -> bytes:
     types = copy.DESCRIPTOR_TYPES
     return b"".join(
         (
+            _copy_descriptor(
+                _TOKEN_LIMITS,
+                struct.pack(
+                    ">6xHIIQQ",
+                    token_lists.MAX_RANGES,
+                    tokens.MAX_TIMEOUT,
+                    tokens.DEFAULT_TIMEOUT,
+                    token_lists.MAX_TRANSFER_BYTES // unit.block_size,
+                    token_lists.OPTIMAL_TRANSFER_BYTES // unit.block_size,
+                ),
+            ),
             _copy_descriptor(_SUPPORTED_COMMANDS, bytes([len(commands)]) + commands),
             _copy_descriptor(
                 _PARAMETER_DATA,
@@ -166,6 +182,17 @@ def _third_party_copy(unit: LogicalUnit) -> bytes:
             ),
             _copy_descriptor(_SUPPORTED_DESCRIPTORS, bytes([len(types)]) + types),
             _copy_descriptor(_SUPPORTED_CSCD_IDS, struct.pack(">HH", 2, copy.THIS_UNIT)),
+            _copy_descriptor(
+                _TOKEN_FEATURES,
+                # No remote tokens; a token lives as long as it is used.
+                struct.pack(">12xIII18xH", 0, 0, tokens.MAX_TIMEOUT, 0),
+            ),
+            _copy_descriptor(
+                _SUPPORTED_ROD_TYPES,
+                struct.pack(">2xH", 2 * 64)
+                + struct.pack(">IB59x", tokens.CHANGE_VULNERABLE, _TOKEN_IN | _TOKEN_OUT)
+                + struct.pack(">IB59x", tokens.ZERO, _TOKEN_IN),
+            ),
             _copy_descriptor(
                 _GENERAL_COPY_OPERATIONS,
                 struct.pack(
@@ -233,9 +260,16 @@ def _block_characteristics(unit: LogicalUnit) -> bytes:
 
 _LBPU_LBPWS_LBPWS10: Final = 0xE0
 _LBPRZ_ZEROS: Final = 1 << 2
+_DP: Final = 1
 _THIN: Final = 2
 
 
 def _provisioning(unit: LogicalUnit) -> bytes:
+    """Nothing is anchored: ANC_SUP is 0."""
+    thin = unit.provisioning.thin
     lbprz = _LBPRZ_ZEROS if unit.lbprz else 0
-    return bytes([0, _LBPU_LBPWS_LBPWS10 | lbprz, _THIN, 0])
+    if thin is None:
+        return bytes([0, _LBPU_LBPWS_LBPWS10 | lbprz, _THIN, 0])
+    group = b"" if thin.pool is None else _designator(_BINARY, _UNIT, _NAA, thin.pool)
+    flags = _LBPU_LBPWS_LBPWS10 | lbprz | (_DP if group else 0)
+    return bytes([unit.provisioning.exponent, flags, _THIN, 0]) + group

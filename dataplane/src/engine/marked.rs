@@ -110,6 +110,14 @@ impl Engine for MarkedEngine {
         self.inner.extent(offset)
     }
 
+    fn allocated(&self) -> Option<u64> {
+        self.inner.allocated()
+    }
+
+    fn counts_space(&self) -> bool {
+        self.inner.counts_space()
+    }
+
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {
         if io.kind == IoKind::Mark || self.first(io).is_some() {
             return None;

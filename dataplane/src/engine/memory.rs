@@ -65,9 +65,9 @@ impl MemoryEngine {
         })
     }
 
-    /// Bytes of memory taken.
+    /// Bytes of memory taken, for reading too.
     #[cfg(test)]
-    pub(super) fn allocated(&self) -> u64 {
+    pub(super) fn resident(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         self.file.metadata().unwrap().blocks() * 512
     }
@@ -109,6 +109,10 @@ impl Engine for MemoryEngine {
         Ok(self.written.extent(offset, self.size()))
     }
 
+    fn allocated(&self) -> Option<u64> {
+        Some(self.written.bytes())
+    }
+
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {
         let frees = matches!(io.kind, IoKind::Discard | IoKind::Zero);
         (!frees || io.len <= DISCARD_NOW).then(|| self.run(io, iov))
@@ -131,8 +135,10 @@ impl Engine for MemoryEngine {
             // Partial pages at the ends are zeroed by the kernel.
             IoKind::Discard | IoKind::Zero => {
                 self.written.clear(io.offset, io.len);
-                punch_hole(&self.file, io.offset, io.len)
-                    .inspect_err(|_| self.written.set(io.offset, io.len))?;
+                if let Err(error) = punch_hole(&self.file, io.offset, io.len) {
+                    self.written.set(io.offset, io.len);
+                    return Err(error);
+                }
             }
         }
         Ok(io.len)

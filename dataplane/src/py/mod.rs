@@ -1,5 +1,6 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
+mod copy;
 mod inbox;
 mod interrupt;
 mod lu;
@@ -8,6 +9,7 @@ mod overwrite;
 mod port;
 mod queue;
 mod scan;
+mod space;
 mod worker;
 
 use pyo3::create_exception;
@@ -25,6 +27,12 @@ create_exception!(
     GuestMemoryError,
     DataplaneError,
     "An address or length lies outside guest memory, or a region cannot be mapped."
+);
+create_exception!(
+    vscsi_emu._dataplane,
+    SourceChangedError,
+    DataplaneError,
+    "What a copy was to take is not any more what it was."
 );
 create_exception!(
     vscsi_emu._dataplane,
@@ -57,6 +65,8 @@ mod dataplane {
     use super::*;
 
     #[pymodule_export]
+    use super::copy::{Copy, Watch};
+    #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice};
     #[pymodule_export]
     use super::interrupt::Interrupt;
@@ -73,9 +83,11 @@ mod dataplane {
     #[pymodule_export]
     use super::scan::Scan;
     #[pymodule_export]
+    use super::space::Space;
+    #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]
-    use super::{DataplaneError, GuestMemoryError, RingError};
+    use super::{DataplaneError, GuestMemoryError, RingError, SourceChangedError};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {

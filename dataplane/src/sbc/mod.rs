@@ -14,7 +14,7 @@ pub mod overwrite;
 mod rw;
 pub mod scan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod unmap;
 mod verify;
 mod write_long;
@@ -28,7 +28,7 @@ use crate::engine::{Engine, Io, IoKind};
 use crate::policy::LunPolicy;
 use crate::sense::SenseInfo;
 use crate::turn::Turn;
-use cdb::{Cdb, Command};
+use cdb::{flag, Cdb, Command};
 
 pub use crate::engine::trim;
 pub use outcome::{status, Outcome};
@@ -156,11 +156,21 @@ pub fn plan(
     }
 }
 
-/// Whether a command runs beside others of its logical unit or alone.
-pub fn turn(cdb: &[u8]) -> Turn {
-    match Cdb::parse(cdb).map(|cdb| cdb.command) {
-        Ok(Command::CompareAndWrite | Command::OrWrite | Command::WriteAtomic) => Turn::Exclusive,
-        _ => Turn::Shared,
+/// Whether a command runs beside others of its logical unit or alone. `counts_space`: of
+/// [`Engine::counts_space`].
+pub fn turn(cdb: &[u8], counts_space: bool) -> Turn {
+    let Ok(cdb) = Cdb::parse(cdb) else {
+        return Turn::Shared;
+    };
+    let alone = match cdb.command {
+        Command::CompareAndWrite | Command::OrWrite | Command::WriteAtomic => true,
+        Command::Unmap => counts_space,
+        Command::WriteSame => counts_space && cdb.flag(flag::WRITE_SAME_UNMAP),
+        _ => false,
+    };
+    match alone {
+        true => Turn::Exclusive,
+        false => Turn::Shared,
     }
 }
 

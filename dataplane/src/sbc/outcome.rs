@@ -5,6 +5,7 @@ use std::io;
 use libc::iovec;
 
 use crate::engine::marked::MarkedBad;
+use crate::engine::space::SpaceSoon;
 use crate::engine::{AlignedBuffer, Engine, Io, IoKind, Partial, CHUNK};
 use crate::policy::LunPolicy;
 use crate::sense::{self, key, Sense, SenseInfo};
@@ -17,6 +18,9 @@ pub mod status {
 }
 
 pub const WRITE_PROTECTED: SenseInfo = SenseInfo::new(key::DATA_PROTECT, 0x2700);
+/// SPACE ALLOCATION IN PROGRESS: a temporary lack of space (SBC-5 4.7.3.6.1).
+const SPACE_SOON: SenseInfo = SenseInfo::new(key::NOT_READY, 0x0414);
+/// A persistent one.
 const SPACE_ALLOCATION_FAILED: SenseInfo = SenseInfo::new(key::DATA_PROTECT, 0x2707);
 pub const UNRECOVERED_READ_ERROR_CODE: (u8, u16) = (key::MEDIUM_ERROR, 0x1100);
 const UNRECOVERED_READ_ERROR: SenseInfo = SenseInfo::of(UNRECOVERED_READ_ERROR_CODE);
@@ -79,7 +83,8 @@ pub fn failed(policy: &LunPolicy, io: &Io, error: &io::Error) -> Outcome {
         Some(libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EUCLEAN) => {
             medium_error(policy, io, done)
         }
-        None if is_marked_bad(error) => {
+        None if is::<SpaceSoon>(error) => SPACE_SOON,
+        None if is::<MarkedBad>(error) => {
             let block = u64::from(policy.block_size);
             MARKED_BAD.information((io.offset + transferred) / block)
         }
@@ -89,8 +94,8 @@ pub fn failed(policy: &LunPolicy, io: &Io, error: &io::Error) -> Outcome {
     Outcome::check(policy, &info, transferred)
 }
 
-fn is_marked_bad(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<MarkedBad>())
+fn is<E: std::error::Error + 'static>(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<E>())
 }
 
 /// With the failing LBA, where it is known: behind the bytes that went well, or the only one.

@@ -905,7 +905,7 @@ impl Thread {
             // Python executes only what has a logical unit.
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         };
-        let turn = sbc::turn(task.cdb());
+        let turn = nexus.lu.turn(task.cdb());
         let mailbox = &self.mailbox;
         let task_ref = TaskRef {
             slot,

@@ -65,7 +65,7 @@ def test_differences_are_those_that_are_explained(
         for question, answer in zip(asked, theirs, strict=True)
         for difference in comparing.differences(question.name, ours[question], answer)
     ]
-    assert differences.unexplained(rows, found, place) == []
+    assert not (left := differences.unexplained(rows, found, place)), "\n".join(left)
     assert differences.stale(rows, found, place) == []
 
 

@@ -122,7 +122,7 @@ def test_one_that_passes(code: int) -> None:
 
 
 async def _full() -> None:
-    raise OSError(28, "No space left on device")
+    raise OSError(5, "Input/output error")
 
 
 @pytest.mark.parametrize("code", [SHORT, EXTENDED, FOREGROUND_SHORT, FOREGROUND_EXTENDED])

@@ -130,7 +130,7 @@ def counts(unit: LogicalUnit) -> list[int]:
 
 
 async def _full() -> None:
-    raise OSError(28, "No space left on device")
+    raise OSError(5, "Input/output error")
 
 
 def test_errors_of_commands_that_python_ends() -> None:

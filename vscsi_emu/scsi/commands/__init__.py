@@ -26,6 +26,7 @@ from vscsi_emu.scsi.commands import (
     security,
     sense,
     timestamp,
+    token,
 )
 
 _FAMILIES: Final = (
@@ -51,6 +52,7 @@ _FAMILIES: Final = (
     security,
     sense,
     timestamp,
+    token,
 )
 
 ALL: Final = tuple(

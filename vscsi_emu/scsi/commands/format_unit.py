@@ -8,7 +8,7 @@ from typing import Final
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.cdb import Field, bit, command
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
-from vscsi_emu.scsi.request import Request
+from vscsi_emu.scsi.request import Request, began
 from vscsi_emu.scsi.sense import (
     Asc,
     DataOutTooShort,
@@ -55,16 +55,14 @@ def format_unit(request: Request) -> Awaitable[bytes]:
     pattern, immed = None, False
     if fmtdata:
         pattern, immed = _parse(request.data_out, 8 if longlist else 4, unit.block_size)
-    running = unit.overwrite(
+    return unit.overwrite(
         Overwriting(
             _dataplane.Overwrite(unit.data_plane, pattern),
             Asc.FORMAT_IN_PROGRESS,
             Failure(Asc.MEDIUM_FORMAT_CORRUPTED),
+            began(request, immed=immed),
         )
     )
-    if immed:
-        request.reply.good()
-    return running
 
 
 def _parse(data: bytes, header: int, block_size: int) -> tuple[bytes | None, bool]:

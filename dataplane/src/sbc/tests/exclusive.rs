@@ -20,15 +20,29 @@ fn only_these_run_alone() {
         cdb16(ORWRITE_16, 0, 0, 1),
         write_atomic(0, 0, 4),
     ] {
-        assert_eq!(turn(&cdb), Turn::Exclusive, "{cdb:02x?}");
+        assert_eq!(turn(&cdb, false), Turn::Exclusive, "{cdb:02x?}");
     }
     for cdb in [
         cdb16(WRITE_16, 0, 0, 1),
         cdb10(READ_10, 0, 0, 1),
         vec![0xee; 16],
     ] {
-        assert_eq!(turn(&cdb), Turn::Shared, "{cdb:02x?}");
+        assert_eq!(turn(&cdb, true), Turn::Shared, "{cdb:02x?}");
     }
+}
+
+#[test]
+fn what_frees_space_that_is_counted_runs_alone_too() {
+    const FREES: u8 = 8;
+    for cdb in [
+        cdb10(UNMAP, 0, 0, 24),
+        cdb10(WRITE_SAME, FREES, 0, 1),
+        cdb16(WRITE_SAME_16, FREES, 0, 1),
+    ] {
+        assert_eq!(turn(&cdb, true), Turn::Exclusive, "{cdb:02x?}");
+        assert_eq!(turn(&cdb, false), Turn::Shared, "{cdb:02x?}");
+    }
+    assert_eq!(turn(&cdb16(WRITE_SAME_16, 0, 0, 1), true), Turn::Shared);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use crate::engine::testing::{drive, Guest};
 use crate::engine::{Engine, Io};
 use crate::policy::LunPolicy;
 
-fn policy(block_size: u32, blocks: u64) -> LunPolicy {
+pub(crate) fn policy(block_size: u32, blocks: u64) -> LunPolicy {
     LunPolicy {
         block_size,
         blocks,
