@@ -227,6 +227,11 @@ class Hba:
 
     # ── Connection and reset ───────────────────────────────────────────────────────────────────
 
+    @property
+    def connected(self) -> bool:
+        """Whether a transport's driver is there."""
+        return self._link is not None
+
     def connect(self, link: Link, iommu: Iommu | None = None) -> None:
         """A transport's driver is there: one at a time. Behind an `iommu` ACCESS_PLATFORM is
         offered."""
