@@ -129,8 +129,8 @@ class Runtime:
         tag: int | None = None,
     ) -> int:
         """Ends matching commands on every worker; how many there were, once all are complete."""
-        self._forget_parked(port, lu, tag)
-        return sum(
+        parked = self._take_parked(port, lu, tag)
+        hit = sum(
             await asyncio.gather(
                 *(
                     self.call(_bind_abort(worker, response, port, lu, tag))
@@ -138,6 +138,9 @@ class Runtime:
                 )
             )
         )
+        # Not before they have their answers: a handle that is dropped answers FAILURE.
+        parked.clear()
+        return hit
 
     async def query(
         self, *, port: Port | None = None, lu: Lu | None = None, tag: int | None = None
@@ -182,15 +185,19 @@ class Runtime:
         waiting.append(command)
         return True
 
-    def _forget_parked(self, port: Port | None, lu: Lu | None, tag: int | None) -> None:
+    def _take_parked(self, port: Port | None, lu: Lu | None, tag: int | None) -> list[Command]:
         """Those that an abort ends: decided later, they would have effects but no answer."""
+        taken: list[Command] = []
         for at, commands in self._parked.items():
             if lu in (None, at):
-                commands[:] = [
+                hit = [
                     command
                     for command in commands
-                    if port not in (None, command.port) or tag not in (None, command.tag)
+                    if port in (None, command.port) and tag in (None, command.tag)
                 ]
+                taken += hit
+                commands[:] = [command for command in commands if command not in hit]
+        return taken
 
     # ── The inbox ──────────────────────────────────────────────────────────────────────────────
 

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import types
 from contextlib import suppress
+from functools import cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vscsi_emu.backends.uri import did_you_mean
@@ -21,6 +22,11 @@ _SCALARS: dict[Any, str] = {
     str: "string",
     type(None): "null",
 }
+
+
+@cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 class SchemaError(ValueError):
@@ -72,16 +78,20 @@ def from_json(kind: Any, value: Any, path: str) -> Any:
 
 
 def _from_union(kind: Any, value: Any, path: str) -> Any:
-    for choice in get_args(kind):
-        try:
+    choices = get_args(kind)
+    if value is None and type(None) in choices:
+        return None
+    others = [choice for choice in choices if choice is not type(None)]
+    if len(others) == 1:
+        return from_json(others[0], value, path)
+    for choice in others:
+        with suppress(SchemaError):
             return from_json(choice, value, path)
-        except SchemaError:
-            continue
     raise SchemaError(path, f"{_shown(value)} is not {_named(kind)}")
 
 
 def _from_object(kind: Any, value: dict[str, Any], path: str) -> Any:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     for name in value:
         if name not in fields:
@@ -129,7 +139,7 @@ def describe(kind: Any) -> dict[str, Any]:
         return {"type": "array", "items": describe(arguments[0])}
     if origin is dict:
         return {"type": "object", "additionalProperties": describe(arguments[1])}
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     fields = dataclasses.fields(kind)
     return {
         "type": "object",

@@ -8,6 +8,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -75,11 +76,13 @@ class Monitor:
                 continue
             task = asyncio.create_task(_Connection(self._service, self._stop).run(connection))
             self._connections.add(task)
-            task.add_done_callback(self._ended)
+            task.add_done_callback(partial(self._ended, connection))
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
         self._connections.discard(task)
-        if not task.cancelled() and (error := task.exception()):
+        if task.cancelled():
+            connection.close()  # it may never have begun
+        elif error := task.exception():
             log.error("internal error in the monitor", exc_info=error)
 
 
