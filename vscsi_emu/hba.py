@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from enum import IntEnum
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Final, Protocol
@@ -22,11 +21,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 from vscsi_emu import _dataplane
 from vscsi_emu.control_queue import answer
 from vscsi_emu.events import EventSender
-from vscsi_emu.journal import Kind, TmfRecord
+from vscsi_emu.journal import Kind
 from vscsi_emu.scsi.dispatch import handle
 from vscsi_emu.scsi.lun import decode_lun
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort
 from vscsi_emu.scsi.target import Target
+from vscsi_emu.tmf_record import tmf_record
 from vscsi_emu.virtio.config import ByteOrder, ScsiConfig
 from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.scsi import (
@@ -34,17 +34,13 @@ from vscsi_emu.virtio.scsi import (
     MAX_TARGET,
     SINGLE_LEVEL,
     WELL_KNOWN,
-    ControlType,
     Event,
     EventType,
     ResetReason,
     Response,
-    TmfRequest,
-    TmfType,
-    control_type,
     encode_lun,
+    show_address,
 )
-from vscsi_emu.virtio.scsi import decode_lun as decode_address
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import Command, Control, GuestMemory, Notifier, Port, Queue
@@ -605,36 +601,8 @@ class Hba:
         self.runtime.journal.note(kind, text, hba=self.name, lun=lun)
 
     def _note_tmf(self, request: bytes, reply: bytes, seconds: float) -> None:
-        try:
-            if control_type(request, self.byte_order) != ControlType.TMF:
-                return
-            tmf = TmfRequest.unpack(request, self.byte_order)
-        except ValueError:
-            return
-        address = decode_address(tmf.lun)
-        self.runtime.journal.note_tmf(
-            TmfRecord(
-                hba=self.name,
-                lun=show_address(address) if address else tmf.lun.hex(),
-                function=_name_of(TmfType, tmf.subtype),
-                tag=tmf.id if tmf.subtype in (TmfType.ABORT_TASK, TmfType.QUERY_TASK) else None,
-                response=_name_of(Response, reply[0]) if reply else "no room for a response",
-                seconds=seconds,
-                time=time.time(),
-            )
-        )
-
-
-def _name_of(names: type[IntEnum], value: int) -> str:
-    try:
-        return names(value).name
-    except ValueError:
-        return f"{value}"
-
-
-def show_address(address: Address) -> str:
-    """TARGET:LUN, as in ``hba.toml``."""
-    return f"{address[0]}:{address[1]}"
+        if tmf := tmf_record(self.name, self.byte_order, request, reply, seconds):
+            self.runtime.journal.note_tmf(tmf)
 
 
 def _by_target(addresses: Iterable[Address]) -> dict[int, list[int]]:

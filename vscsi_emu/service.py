@@ -19,13 +19,14 @@ from vscsi_emu.backends import BackendError, SpecError, open_backend
 from vscsi_emu.backends.uri import ADDRESS
 from vscsi_emu.config import Config, ConfigError, LunConfig, default_id, place
 from vscsi_emu.disk import Disk, OperationError
-from vscsi_emu.hba import Address, Hba, LunBusyError, show_address
+from vscsi_emu.hba import Address, Hba, LunBusyError
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.store import SavedStateError, StateStore
 from vscsi_emu.scsi.unit import LogicalUnit
 from vscsi_emu.state import StateError, StateFile
 from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, adopt, listen
+from vscsi_emu.virtio.scsi import show_address
 
 if TYPE_CHECKING:
     from vscsi_emu.backends import Backend, LunSpec
@@ -210,10 +211,13 @@ class Service:
         opened = _Opened()
         try:
             backends = await asyncio.to_thread(lambda: [opened.open(lun) for lun in configs])
-            disks = [
-                Disk(lun, backend, logical_unit(backend, self._runtime), self._runtime)
-                for lun, backend in zip(configs, backends, strict=True)
-            ]
+            disks = []
+            for lun, backend in zip(configs, backends, strict=True):
+                unit = logical_unit(backend, self._runtime)
+                disks.append(Disk(lun, backend, unit, self._runtime))
+                await asyncio.sleep(
+                    0
+                )  # there may be a thousand, and guests that wait for an answer
             added = dict(zip(placed, disks, strict=True))
             # Another call may have been faster meanwhile.
             if not self.disks.keys().isdisjoint(lun.id for lun in configs):

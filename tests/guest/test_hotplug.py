@@ -24,9 +24,9 @@ pytestmark = [pytest.mark.guest, pytest.mark.timeout(420)]
 
 MIB = 1 << 20
 SMALL_MIB, LARGE_MIB = 16, 24
-PLUGGED = 4
+PLUGGED = 5
 """Disks that come and go at a time."""
-ROUNDS = {"uml": 25, "qemu": 4}
+ROUNDS = {"uml": 20, "qemu": 4}
 WARM_UP = 2
 STOP = "1:9"
 STEP_SECONDS = 60.0
@@ -43,7 +43,7 @@ SCRIPT = f"""
 use() {{
     case $1 in
     0) fio --name=plugged --filename=$2 --iodepth=8 --time_based --runtime=600 {FIO} ;;
-    *) while dd if=/dev/zero of=$2 bs=64k count=256 oflag=direct; do :; done ;;
+    *) while [ -b $2 ] && dd if=/dev/zero of=$2 bs=64k count=256 oflag=direct; do :; done ;;
     esac >/dev/null 2>&1
 }}
 

@@ -134,7 +134,7 @@ def serve(
                     "--lun, --queues, --in-band and --access-platform go into the file of --config"
                 )
             wanted = from_file(config)
-        elif not luns:
+        elif not luns and monitor is None:
             raise click.UsageError("no disk given; add for example --lun mem:64M")
         else:
             wanted = from_arguments(

@@ -23,6 +23,7 @@ from vscsi_emu.control.results import (
 )
 from vscsi_emu.disk import OperationError
 from vscsi_emu.journal import Kind, TmfRecord
+from vscsi_emu.virtio.scsi import show_address
 
 if TYPE_CHECKING:
     from vscsi_emu.control.context import Context
@@ -47,8 +48,6 @@ async def hba_query(context: Context) -> State:
 
 
 def _hba_state(context: Context, hba: Hba, at: dict[str, dict[str, list[str]]]) -> HbaState:
-    from vscsi_emu.hba import show_address
-
     luns = {}
     for address, unit in hba.luns.items():
         id = context.service.disk_of(unit).id
@@ -104,7 +103,6 @@ async def lun_add(
     """Opens disks and plugs them in, all or none: each `[TARGET:LUN=]URI[,KEY=VALUE…]`, as for
     `serve --lun`. The guest gets an event (RESCAN) for each. `id` names a single one."""
     from vscsi_emu.backends.uri import SpecError, parse_lun
-    from vscsi_emu.hba import show_address
 
     port = context.hba(hba)
     parsed = []
@@ -204,8 +202,6 @@ async def lun_set(
 
 
 def _state(context: Context, disk: Disk) -> LunState:
-    from vscsi_emu.hba import show_address
-
     at: dict[str, list[str]] = {}
     for hba in context.service.hbas:
         for address, unit in hba.luns.items():

@@ -131,6 +131,13 @@ def test_a_monitor_that_cannot_listen(tmp_path: Path) -> None:
     assert not (tmp_path / "s").exists()
 
 
+def test_a_server_may_begin_without_disks(tmp_path: Path) -> None:
+    monitor = str(tmp_path / "monitor")
+    with serving("--socket-path", str(tmp_path / "s"), "--monitor", monitor):
+        assert json.loads(good("--monitor", monitor, "hba.query"))["luns"] == []
+        good("--monitor", monitor, "lun.add", "luns=mem:1M")
+
+
 def test_quit(server: tuple[subprocess.Popen[str], str]) -> None:
     process, monitor = server
     assert good("--monitor", monitor, "quit") == ""
