@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from vscsi_emu.scsi.store import SavedStateError, StateStore, load, save
@@ -189,6 +189,12 @@ class ModePages:
         self._current.update({page_key(page): page for page in pages})
         return self._current != before
 
+    def set_write_cache(self, on: bool) -> None:
+        """WCE, now and by default."""
+        page = self.pages[CACHING]
+        self.pages[CACHING] = replace(page, default=_with_write_cache(page.default, on))
+        self._current[CACHING] = _with_write_cache(self._current[CACHING], on)
+
     @property
     def write_cache(self) -> bool:
         """WCE."""
@@ -237,3 +243,7 @@ def _from_json(saved: Any, pages: Mapping[Key, ModePage]) -> dict[Key, bytes]:
     except (AttributeError, TypeError, ValueError) as error:
         raise SavedStateError(f"saved mode pages are damaged: {error!r}") from None
     return values
+
+
+def _with_write_cache(page: bytes, on: bool) -> bytes:
+    return page[:2] + bytes([page[2] & ~_WCE | (_WCE if on else 0)]) + page[3:]

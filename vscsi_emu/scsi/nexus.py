@@ -52,6 +52,7 @@ class Nexus:
         self._deferred: ScsiError | None = None
         self.echo: bytes | None = None
         """The echo buffer, once it is written (SPC-4 6.49.9)."""
+        self._observed = False
         self.prevents_removal = False
         """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6)."""
         self.establish(Asc.POWER_ON_OCCURRED)
@@ -118,11 +119,16 @@ class Nexus:
             self._pending.remove(code)
             self.update_gate()
 
+    def observe(self, on: bool) -> None:
+        """Whether every command comes to Python, so that somebody sees it."""
+        self._observed = on
+        self.update_gate()
+
     def update_gate(self) -> None:
         """Media commands come to Python while there is something to report, while the unit or the
         way to it is not ready, and those of the classes that a reservation excludes."""
         ready = self.unit.fast and self.access_state.active
-        if self._pending or self._deferred or not ready:
+        if self._pending or self._deferred or self._observed or not ready:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)

@@ -4,6 +4,7 @@
 use std::io;
 use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use io_uring::squeue;
 use libc::iovec;
 
@@ -16,7 +17,7 @@ use super::{Engine, Io, IoKind};
 pub struct ThinEngine {
     inner: Arc<dyn Engine>,
     space: Arc<Space>,
-    mapped: Pages,
+    mapped: ArcSwap<Pages>,
 }
 
 impl ThinEngine {
@@ -35,7 +36,7 @@ impl ThinEngine {
         Ok(Self {
             inner,
             space,
-            mapped,
+            mapped: ArcSwap::from_pointee(mapped),
         })
     }
 
@@ -44,19 +45,19 @@ impl ThinEngine {
         if !matches!(io.kind, IoKind::Write | IoKind::Zero) {
             return Ok(());
         }
-        let missing = self.mapped.missing(io.offset, io.len);
+        let mapped = self.mapped.load();
+        let missing = mapped.missing(io.offset, io.len);
         if missing > 0 {
             self.space.take(missing)?;
             // Others may have written to the same pages meanwhile.
-            self.space
-                .give(missing - self.mapped.set(io.offset, io.len));
+            self.space.give(missing - mapped.set(io.offset, io.len));
         }
         Ok(())
     }
 
     fn discard(&self, io: &Io, iov: &[iovec]) -> io::Result<u64> {
         self.space.freeing(|| match self.inner.run(io, iov) {
-            Ok(done) => (self.mapped.clear(io.offset, io.len), Ok(done)),
+            Ok(done) => (self.mapped.load().clear(io.offset, io.len), Ok(done)),
             Err(error) => (0, Err(error)),
         })
     }
@@ -65,7 +66,7 @@ impl ThinEngine {
 impl Drop for ThinEngine {
     fn drop(&mut self) {
         let size = self.inner.size().next_multiple_of(PAGE);
-        self.space.give(self.mapped.clear(0, size));
+        self.space.give(self.mapped.load().clear(0, size));
     }
 }
 
@@ -74,16 +75,25 @@ impl Engine for ThinEngine {
         self.inner.size()
     }
 
+    fn resize(&self, size: u64) -> io::Result<()> {
+        self.inner.resize(size)?;
+        let before = self.mapped.load();
+        let after = before.resized(size);
+        self.space.give(before.bytes() - after.bytes());
+        self.mapped.store(Arc::new(after));
+        Ok(())
+    }
+
     fn can_discard(&self) -> bool {
         self.inner.can_discard()
     }
 
     fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {
-        Ok(self.mapped.extent(offset, self.size()))
+        Ok(self.mapped.load().extent(offset, self.size()))
     }
 
     fn allocated(&self) -> Option<u64> {
-        Some(self.mapped.bytes())
+        Some(self.mapped.load().bytes())
     }
 
     fn counts_space(&self) -> bool {
@@ -194,6 +204,19 @@ mod tests {
         drop(one);
         act(&two, IoKind::Write, 0, 2 * PAGE).unwrap();
         assert_eq!(space.used(), 2 * PAGE);
+    }
+
+    #[test]
+    fn what_is_cut_off_is_given_back() {
+        let space = Arc::new(Space::new(4 * PAGE));
+        let disk = disk(&space);
+        act(&disk, IoKind::Write, 0, 2 * PAGE).unwrap();
+        act(&disk, IoKind::Write, SIZE - 2 * PAGE, 2 * PAGE).unwrap();
+        disk.resize(PAGE).unwrap();
+        assert_eq!((space.used(), disk.allocated()), (PAGE, Some(PAGE)));
+        disk.resize(2 * SIZE).unwrap();
+        act(&disk, IoKind::Write, 2 * SIZE - 3 * PAGE, 3 * PAGE).unwrap();
+        refused(act(&disk, IoKind::Write, SIZE, 512));
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use io_uring::squeue;
 use libc::iovec;
 
-use super::{Engine, Io};
+use super::{Engine, Io, IoKind};
 
 /// Ranges of bytes, each with its length, and whether one of them was changed since.
 pub struct Watch {
@@ -79,6 +79,17 @@ impl Engine for WatchedEngine {
         self.inner.size()
     }
 
+    fn resize(&self, size: u64) -> io::Result<()> {
+        let (before, end) = (self.size(), size.min(self.size()));
+        self.tell(&Io {
+            kind: IoKind::Discard,
+            offset: end,
+            len: before - end,
+            durable: false,
+        });
+        self.inner.resize(size)
+    }
+
     fn can_discard(&self) -> bool {
         self.inner.can_discard()
     }
@@ -124,7 +135,6 @@ impl Engine for WatchedEngine {
 mod tests {
     use super::super::memory::MemoryEngine;
     use super::super::testing::{drive, Guest};
-    use super::super::IoKind;
     use super::*;
 
     fn engine() -> WatchedEngine {
@@ -165,6 +175,21 @@ mod tests {
             act(&engine, kind, offset, len);
             assert_eq!(watch.changed(), changed, "{kind:?} {offset} {len}");
         }
+    }
+
+    #[test]
+    fn blocks_that_are_cut_off_change() {
+        let (engine, first, last) = (
+            engine(),
+            Arc::new(Watch::new(vec![(0, 512)])),
+            Arc::new(Watch::new(vec![((1 << 20) - 512, 512)])),
+        );
+        engine.watch(&first);
+        engine.watch(&last);
+        engine.resize(2 << 20).unwrap();
+        assert!(!last.changed());
+        engine.resize(512 << 10).unwrap();
+        assert!(last.changed() && !first.changed());
     }
 
     #[test]
