@@ -5,20 +5,19 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use vscsi_dataplane::engine::file::FileEngine;
 use vscsi_dataplane::engine::memory::MemoryEngine;
 use vscsi_dataplane::engine::{Engine, Io, IoKind};
-use vscsi_dataplane::gate::{Gate, CLASS_ALL, CLASS_READ, CLASS_WRITE};
+use vscsi_dataplane::gate::{CLASS_ALL, CLASS_READ, CLASS_WRITE};
 use vscsi_dataplane::inbox::{Command, Inbox, Message, Notice};
 use vscsi_dataplane::lu::{Lu, Nexus, RouteTable};
 use vscsi_dataplane::memory::GuestMemory;
 use vscsi_dataplane::notifier::Notifier;
-use vscsi_dataplane::policy::LunPolicy;
+use vscsi_dataplane::policy::{LunPolicy, Qerr};
 use vscsi_dataplane::port::Port;
 use vscsi_dataplane::ring::driver::{Buffer, DriverRing};
 use vscsi_dataplane::ring::{Little, RingConfig};
-use vscsi_dataplane::turn::Turns;
+use vscsi_dataplane::task::Ending;
 use vscsi_dataplane::worker::{Kind, QueueConfig, QueueRef, Scope, Worker};
 
 const SIZE: u16 = 64;
@@ -53,13 +52,11 @@ fn unit(engine: Arc<dyn Engine>) -> Arc<Lu> {
         max_compare_and_write_blocks: 255,
         max_atomic_blocks: 0,
         atomic_granularity_blocks: 0,
+        qerr: Qerr::Nothing,
+        restricted_reordering: false,
     };
-    Arc::new(Lu {
-        engine,
-        policy: ArcSwap::from_pointee(policy),
-        routes: RouteTable::new(&routes, &[]).unwrap(),
-        turns: Turns::default(),
-    })
+    let routes = RouteTable::new(&routes, &[]).unwrap();
+    Arc::new(Lu::new(engine, policy, routes, 0))
 }
 
 /// One guest with one request queue, target 0 LUN 0 a memory disk of 64 KiB.
@@ -94,12 +91,9 @@ impl Bench {
         let ring = DriverRing::new(&memory, ring_config).unwrap();
         let inbox = Arc::new(Inbox::new().unwrap());
         let worker = Worker::start(inbox.clone(), "test", true).unwrap();
-        let nexus = Arc::new(Nexus {
-            lu: lu.clone(),
-            gate: Gate::default(),
-        });
+        let nexus = Arc::new(Nexus::new(lu.clone()));
         let port = Arc::new(Port::default());
-        port.set_luns(HashMap::from([((0, 0), nexus.clone())]));
+        port.set_luns(HashMap::from([((0, 0), nexus.clone())]), &[]);
         let config = QueueConfig {
             index: 2,
             kind: Kind::Request,
@@ -238,7 +232,7 @@ impl Bench {
         Scope {
             port: Some(self.port.clone()),
             lu: Some(self.nexus.lu.clone()),
-            tag: None,
+            ..Scope::default()
         }
     }
 }
@@ -276,12 +270,12 @@ fn a_transfer_larger_than_its_buffer_is_an_overrun() {
 fn addresses_without_a_unit() {
     let mut bench = Bench::new();
     let at = SLOTS;
-    bench.port.set_luns(HashMap::new());
+    bench.port.set_luns(HashMap::new(), &[]);
     bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
     assert_eq!(bench.wait(0, 0).response, 3, "BAD_TARGET");
     bench
         .port
-        .set_luns(HashMap::from([((0, 9), bench.nexus.clone())]));
+        .set_luns(HashMap::from([((0, 9), bench.nexus.clone())]), &[]);
     bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
     let command = bench.command();
     assert!(command.nexus.is_none());
@@ -439,12 +433,14 @@ fn an_abort_ends_what_is_with_python_before_it_ends_itself() {
         tag: Some(1),
         ..bench.scope()
     };
-    bench.worker.abort(8, RESET, one);
+    bench.worker.abort(8, Ending::response(RESET), one);
     assert_eq!(bench.ended(8), 1);
     // Used before the call's end: no waiting here.
     let done = bench.poll(1, 0).expect("complete before the abort ended");
     assert_eq!((done.response, done.residual), (RESET, 0));
-    bench.worker.abort(9, RESET, bench.scope());
+    bench
+        .worker
+        .abort(9, Ending::response(RESET), bench.scope());
     assert_eq!(bench.ended(9), 2);
     assert_eq!(bench.poll(0, 0).unwrap().response, RESET);
     assert_eq!(bench.poll(2, 0).unwrap().response, RESET);
@@ -683,10 +679,10 @@ fn an_aborted_parked_command_gives_its_turn_back() {
         ..Scope::default()
     };
     // The exclusive one waits for the read, the write behind it; both can end at once.
-    bench.worker.abort(11, RESET, scope(1));
+    bench.worker.abort(11, Ending::response(RESET), scope(1));
     assert_eq!(bench.ended(11), 1);
     assert_eq!(bench.wait(1, 0).response, RESET);
-    bench.worker.abort(12, RESET, scope(2));
+    bench.worker.abort(12, Ending::response(RESET), scope(2));
     assert_eq!(bench.ended(12), 1);
     assert_eq!(bench.wait(2, 0).response, RESET);
     go.send(()).unwrap();
