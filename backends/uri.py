@@ -17,6 +17,7 @@ from vscsi_emu.scsi.identity import MAX_SERIAL, PRODUCT_SIZE, VENDOR_SIZE
 
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
+MAX_QUEUE_DEPTH: Final = 65535
 MAX_PHYSICAL_BLOCK: Final = 1 << 20
 
 _ADDRESS: Final = re.compile(r"(\d+):(\d+)=", re.ASCII)
@@ -50,6 +51,8 @@ class LunSpec:
     lbprz: bool = False
     removable: bool = False
     write_cache: bool = True
+    queue_depth: int | None = None
+    """The most commands in the task set, then TASK SET FULL."""
     state: str | None = None
     """File that keeps what must outlive the server, such as persistent reservations."""
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -122,6 +125,13 @@ def _rotation_rate(text: str) -> int:
     return rate
 
 
+def _queue_depth(text: str) -> int:
+    depth = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= depth <= MAX_QUEUE_DEPTH:
+        raise SpecError(f"{text!r} is not a number of commands from 1 to {MAX_QUEUE_DEPTH}")
+    return depth
+
+
 def _naa(text: str) -> str:
     digits = text.lower().removeprefix("0x").removeprefix("naa.")
     if not re.fullmatch(r"[235][0-9a-f]{15}|6[0-9a-f]{31}", digits):
@@ -165,6 +175,7 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "lbprz": _Key("lbprz", parse_switch),
         "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
+        "queue-depth": _Key("queue_depth", _queue_depth),
         "state": _Key("state", _path),
     }
 )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -23,7 +23,9 @@ from vscsi_emu.events import EventSender
 from vscsi_emu.scsi.dispatch import handle
 from vscsi_emu.scsi.lun import decode_lun
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort
+from vscsi_emu.scsi.status import Status
 from vscsi_emu.scsi.target import Target
+from vscsi_emu.scsi.task_set import check_condition
 from vscsi_emu.virtio.config import ByteOrder, ScsiConfig
 from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.scsi import (
@@ -350,6 +352,11 @@ class Hba:
     def on_event_buffers(self, queue: Queue) -> None:
         self._events.buffers_arrived()
 
+    def on_fault(self, nexus: _dataplane.Nexus, until: int) -> None:
+        for candidate in self._nexuses():
+            if candidate.data_plane == nexus:
+                self._spawn(_run(check_condition(candidate, until)))
+
     def on_miss(self, queue: Queue, iova: int, access: int) -> None:
         if self._iommu:
             self._iommu.miss(queue, iova, access)
@@ -376,15 +383,15 @@ class Hba:
         self._send_hotplug(address, ResetReason.RESCAN)
 
     async def remove_lun(self, address: Address) -> LogicalUnit:
-        """Unplugs a logical unit; its commands are complete on return. `KeyError` if none."""
+        """Unplugs a logical unit; its commands are complete on return. `KeyError` if none.
+
+        Its target stays, even without any LUN: commands to those that it has not end with LOGICAL
+        UNIT NOT SUPPORTED."""
         target = self.targets[address[0]]
         nexus = target.detach(address[1])
         nexus.on_attention = None
-        if not target.nexuses:
-            del self.targets[address[0]]
         self._publish_luns()
-        lu = nexus.data_plane.lu
-        await self.runtime.abort(Response.FAILURE, port=self.port, lu=lu)
+        await self.runtime.abort(Response.FAILURE, port=self.port, nexus=nexus.data_plane)
         self._send_hotplug(address, ResetReason.REMOVED)
         return nexus.unit
 
@@ -422,8 +429,17 @@ class Hba:
 
     def _watch(self, address: Address, nexus: Nexus) -> None:
         nexus.on_attention = partial(self._on_attention, nexus, encode_lun(*address))
-        nexus.abort = partial(
-            self.runtime.abort, Response.ABORTED, port=self.port, lu=nexus.unit.data_plane
+        nexus.abort = partial(self._abort, nexus)
+
+    def _abort(
+        self, nexus: Nexus, *, status: Status | None = None, until: int | None = None
+    ) -> Awaitable[int]:
+        return self.runtime.abort(
+            Response.ABORTED if status is None else Response.OK,
+            status=status or 0,
+            port=self.port,
+            nexus=nexus.data_plane,
+            until=until,
         )
 
     def _target_name(self, number: int) -> bytes:
@@ -438,7 +454,8 @@ class Hba:
                 (number, lun): nexus.data_plane
                 for number, target in self.targets.items()
                 for lun, nexus in target.nexuses.items()
-            }
+            },
+            targets=list(self.targets),
         )
         limits = [
             nexus.unit.limits.max_transfer_blocks * nexus.unit.block_size // _SECTOR
@@ -465,3 +482,7 @@ class Hba:
             self._events.send(Event(EventType.PARAM_CHANGE, field, asc | ascq << 8))
         elif code == Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED and nexus is not self._resetting:
             self._events.send(Event(EventType.TRANSPORT_RESET, field, ResetReason.HARD))
+
+
+async def _run(work: Awaitable[None]) -> None:
+    await work

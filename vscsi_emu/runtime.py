@@ -6,7 +6,8 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         GuestMemory,
         Inbox,
         Lu,
+        Nexus,
         Notice,
         Port,
         Queue,
@@ -37,6 +39,7 @@ class PortOwner(Protocol):
     def on_command(self, command: Command) -> None: ...
     def on_control(self, control: Control) -> None: ...
     def on_event_buffers(self, queue: Queue) -> None: ...
+    def on_fault(self, nexus: Nexus, until: int) -> None: ...
     def on_miss(self, queue: Queue, iova: int, access: int) -> None: ...
     def on_denied(self, queue: Queue, iova: int, access: int) -> None: ...
     def on_broken(self, queue: Queue, text: str) -> None: ...
@@ -107,6 +110,9 @@ class Runtime:
 
     async def call(self, start: Callable[[int], None]) -> int:
         """Starts an asynchronous call of the data plane with a fresh token; its result."""
+        return await self._start(start)
+
+    def _start(self, start: Callable[[int], None]) -> asyncio.Future[int]:
         token = next(self._tokens)
         future: asyncio.Future[int] = self._loop.create_future()
         self._calls[token] = future
@@ -115,34 +121,42 @@ class Runtime:
         except BaseException:
             del self._calls[token]
             raise
-        return await future
+        return future
 
-    async def abort(
+    def abort(
         self,
         response: Response,
         *,
+        status: int = 0,
         port: Port | None = None,
         lu: Lu | None = None,
+        nexus: Nexus | None = None,
         tag: int | None = None,
-    ) -> int:
-        """Ends matching commands on every worker; how many there were, once all are complete."""
-        return sum(
-            await asyncio.gather(
-                *(
-                    self.call(_bind_abort(worker, response, port, lu, tag))
-                    for worker in self.workers
+        until: int | None = None,
+    ) -> Awaitable[int]:
+        """Ends matching commands on every worker (`_dataplane.Worker.abort`); how many there were,
+        once all are complete. On return nothing that is hit begins any more."""
+        return _total(
+            self._start(
+                partial(
+                    worker.abort,
+                    response=response,
+                    status=status,
+                    port=port,
+                    lu=lu,
+                    nexus=nexus,
+                    tag=tag,
+                    until=until,
                 )
             )
+            for worker in self.workers
         )
 
-    async def query(
-        self, *, port: Port | None = None, lu: Lu | None = None, tag: int | None = None
-    ) -> int:
+    def query(self, *, port: Port, nexus: Nexus, tag: int | None = None) -> Awaitable[int]:
         """How many matching commands are in the task set."""
-        return sum(
-            await asyncio.gather(
-                *(self.call(_bind_query(worker, port, lu, tag)) for worker in self.workers)
-            )
+        return _total(
+            self._start(partial(worker.query, port=port, nexus=nexus, tag=tag))
+            for worker in self.workers
         )
 
     async def quiesce(self, lu: Lu | None = None) -> None:
@@ -198,22 +212,21 @@ class Runtime:
                 self._queues[queue].on_miss(queue, notice.value, notice.token)
             case "denied" if queue is not None and queue in self._queues:
                 self._queues[queue].on_denied(queue, notice.value, notice.token)
+            case "fault" if notice.nexus is not None and notice.port in self._owners:
+                self._owners[notice.port].on_fault(notice.nexus, notice.value)
             case "broken" if queue is not None and queue in self._queues:
                 self._queues[queue].on_broken(queue, notice.text)
             case "warning":
                 log.warning("%s", notice.text)
 
 
-def _bind_abort(
-    worker: Worker, response: Response, port: Port | None, lu: Lu | None, tag: int | None
-) -> Callable[[int], None]:
-    return lambda token: worker.abort(token, response, port=port, lu=lu, tag=tag)
+def _total(calls: Iterable[asyncio.Future[int]]) -> Awaitable[int]:
+    """Their sum; the calls are started before this returns."""
+    return _sum(list(calls))
 
 
-def _bind_query(
-    worker: Worker, port: Port | None, lu: Lu | None, tag: int | None
-) -> Callable[[int], None]:
-    return lambda token: worker.query(token, port=port, lu=lu, tag=tag)
+async def _sum(calls: list[asyncio.Future[int]]) -> int:
+    return sum(await asyncio.gather(*calls))
 
 
 def _bind_quiesce(worker: Worker, lu: Lu | None) -> Callable[[int], None]:

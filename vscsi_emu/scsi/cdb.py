@@ -79,6 +79,8 @@ class Feature(enum.Flag):
     COMPARE_AND_WRITE = enum.auto()
     ATOMIC_WRITES = enum.auto()
     """SBC-5 4.29."""
+    ACA = enum.auto()
+    """Auto contingent allegiance (SAM-6 5.9): NACA in CONTROL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +110,10 @@ def bit(byte: int, number: int, needs: Feature = Feature.NONE) -> Field:
     """A one-bit field."""
     return Field(byte, high=number, low=number, needs=needs)
 
+
+NACA: Final = 0x04
+"""Of the CONTROL byte (SAM-6 5.2)."""
+VARIABLE_LENGTH: Final = 0x7F
 
 OBSOLETE_LUN: Final = Field(1, high=7, low=5, ignored=True)
 """SCSI-2's LOGICAL UNIT NUMBER: EDK II (OVMF) still fills it in when it looks for disks."""
@@ -142,6 +148,8 @@ class CommandType:
     """None: the data plane executes it."""
     allowed: Allowed | Callable[[Cdb], Allowed] = Allowed.NONE
     """A function where it depends on the CDB."""
+    control: int = 0
+    """Bits of the CONTROL byte that are supported."""
 
     def allowed_for(self, cdb: Cdb) -> Allowed:
         return self.allowed if isinstance(self.allowed, Allowed) else self.allowed(cdb)
@@ -151,11 +159,12 @@ class CommandType:
         if self.needs not in features:
             return None
         fields = {name: field for name, field in self.fields.items() if field.needs in features}
-        return replace(self, fields=MappingProxyType(fields))
+        control = NACA if Feature.ACA in features else 0
+        return replace(self, fields=MappingProxyType(fields), control=control)
 
     @cached_property
     def usage_map(self) -> bytes:
-        """CDB USAGE DATA (SPC-6 6.39.3). CONTROL is 0: neither NACA nor vendor bits are used."""
+        """CDB USAGE DATA (SPC-6 6.39.3)."""
         usage = self._bits(field for field in self.fields.values() if not field.ignored)
         usage[0] = self.opcode
         if self.service_action is not None:
@@ -173,6 +182,7 @@ class CommandType:
 
     def _bits(self, fields: Iterable[Field]) -> bytearray:
         bits = bytearray(self.length)
+        bits[1 if self.opcode == VARIABLE_LENGTH else -1] = self.control
         for field in fields:
             for offset, mask in enumerate(field.mask, field.byte):
                 bits[offset] |= mask

@@ -17,6 +17,7 @@ from vscsi_emu.scsi.request import Command, Reply, Request
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort, ScsiError, SenseKey
 from vscsi_emu.scsi.table import absent_table, well_known_table
 from vscsi_emu.scsi.target import Target
+from vscsi_emu.scsi.task_set import AcaActive
 
 log = logging.getLogger(__name__)
 
@@ -81,6 +82,8 @@ def _answering(reply: Reply) -> Iterator[None]:
         raise
     except ReservationConflict:
         reply.conflict()
+    except AcaActive:
+        reply.aca_active()
     except ScsiError as error:
         _refuse(reply, error)
     except Exception:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.copy_results import CopyResults
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
+from vscsi_emu.scsi.status import Status
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.unit import LogicalUnit
@@ -23,15 +24,26 @@ _RESETS: Final = (
 """Unit attention precedence, highest first; all others come after these (SAM-6 5.14.2)."""
 
 
-async def _no_commands() -> int:
+class Abort(Protocol):
+    """Begins at once to end the commands of a nexus; how many there were, once they are complete.
+
+    They end with `status`, or as the transport says that a command was aborted. `until`: only
+    those with this stamp or a lower one (`_dataplane.Notice`).
+    """
+
+    def __call__(
+        self, *, status: Status | None = None, until: int | None = None
+    ) -> Awaitable[int]: ...
+
+
+async def _no_commands(*, status: Status | None = None, until: int | None = None) -> int:
     return 0
 
 
 class Nexus:
     """Unit attention conditions pending here, and the gate that they and reservations close.
 
-    `on_attention` is called with each code as it is established. `abort()` ends the commands of
-    this nexus, and says how many there were once they are complete.
+    `on_attention` is called with each code as it is established. `abort` is the transport's.
     """
 
     def __init__(self, unit: LogicalUnit, name: NexusId) -> None:
@@ -39,7 +51,7 @@ class Nexus:
         self.id: Final = name
         self.data_plane: Final = _dataplane.Nexus(unit.data_plane)
         self.on_attention: Callable[[Asc], None] | None = None
-        self.abort: Callable[[], Awaitable[int]] = _no_commands
+        self.abort: Abort = _no_commands
         self.copies: Final = CopyResults()
         self._pending: list[Asc] = []
         self._deferred: ScsiError | None = None
@@ -82,6 +94,12 @@ class Nexus:
             error, self._deferred = self._deferred, None
         self.update_gate()
         return error
+
+    def lost(self) -> None:
+        """I_T nexus loss (SAM-6 6.3.4): what was only for as long as the nexus is there."""
+        self.prevents_removal = False
+        self.data_plane.clear_aca()
+        self.unit.reservations.lost(self)
 
     def clear(self, code: Asc) -> None:
         """Forgets a condition without reporting it."""

@@ -25,6 +25,7 @@ from vscsi_emu.scsi.persistent import (
 )
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.store import SavedStateError
+from vscsi_emu.scsi.task_set import AcaActive, abort_others
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.nexus import Nexus
@@ -90,6 +91,7 @@ class Reservations:
             # An SPC-2 reservation may have come while this one waited.
             self.refuse_while_reserved()
             outcome = transition(self.state, by.id)
+            self._check_aca(outcome, by)
             await self._save(outcome.state)
             self.state = outcome.state
             self._unit.update_gates()
@@ -121,12 +123,24 @@ class Reservations:
                     nexus.establish(code)
 
     async def _abort(self, names: frozenset[NexusId], by: Nexus) -> None:
-        for nexus in list(self._unit.nexuses):
-            if nexus.id in names:
-                nexus.prevents_removal = False
-            # The commands of the sender's own port include this one; they have been waited for.
-            if nexus.id in names and nexus.id.initiator != by.id.initiator and await nexus.abort():
-                nexus.establish(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+        preempted = [nexus for nexus in self._unit.nexuses if nexus.id in names]
+        for nexus in preempted:
+            nexus.prevents_removal = False
+            nexus.data_plane.clear_aca()
+        # The sender's own include this one; they have been waited for.
+        await abort_others(nexus for nexus in preempted if nexus is not by)
+
+    def _check_aca(self, outcome: Outcome, by: Nexus) -> None:
+        """Of other nexuses' commands the data plane lets PREEMPT AND ABORT through only, and that
+        is processed only where it clears the condition (SPC-6 5.14.11)."""
+        faulted = [nexus for nexus in self._unit.nexuses if nexus.data_plane.faulted]
+        if (
+            outcome.aborted
+            and faulted
+            and by not in faulted
+            and faulted[0].id not in outcome.aborted
+        ):
+            raise AcaActive
 
     # ── RESERVE and RELEASE of SPC-2 ───────────────────────────────────────────────────────────
 

@@ -67,8 +67,7 @@ class Target:
     def nexus_loss(self) -> None:
         """I_T nexus loss (SAM-6 6.3.4), once the commands of this nexus are aborted."""
         for nexus in self.nexuses.values():
-            nexus.prevents_removal = False
-            nexus.unit.reservations.lost(nexus)
+            nexus.lost()
             nexus.establish(Asc.I_T_NEXUS_LOSS_OCCURRED)
 
     def close(self) -> None:

@@ -26,7 +26,9 @@ async def _nothing(*_: object) -> None:
 
 
 def _features(limits: Limits, *, thin: bool, removable: bool) -> Feature:
-    features = Feature.THIN if thin else Feature.NONE
+    features = Feature.ACA
+    if thin:
+        features |= Feature.THIN
     if limits.max_compare_and_write_blocks:
         features |= Feature.COMPARE_AND_WRITE
     if limits.max_atomic_blocks:
@@ -44,6 +46,7 @@ class LogicalUnit:
     - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-5 6.6.3).
     - `discard`: thin provisioning is offered where the engine really frees space. `lbprz`: it
       says that unmapped blocks read as zeros, which they do in any case (SBC-5 6.6.6).
+    - `queue_depth`: the most commands in the task set, then TASK SET FULL; 0: no limit but rings'.
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
     - `store` keeps what must outlive the process; without it, nothing does.
@@ -63,6 +66,7 @@ class LogicalUnit:
         lbprz: bool = False,
         write_cache: bool = True,
         limits: Limits | None = None,
+        queue_depth: int = 0,
         flush: Callable[[], Awaitable[None]] = _nothing,
         quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
         store: StateStore | None = None,
@@ -94,7 +98,11 @@ class LogicalUnit:
         self._quiesce = quiesce
         self._blocks = engine.size // block_size
         self.data_plane: Final = _dataplane.Lu(
-            engine, self._policy(), self.commands.routes, self.commands.usage_maps
+            engine,
+            self._policy(),
+            self.commands.routes,
+            self.commands.usage_maps,
+            queue_depth=queue_depth,
         )
 
     # ── What the fast way needs ────────────────────────────────────────────────────────────────
@@ -114,6 +122,8 @@ class LogicalUnit:
             max_compare_and_write_blocks=self.limits.max_compare_and_write_blocks,
             max_atomic_blocks=self.limits.max_atomic_blocks,
             atomic_granularity_blocks=self.limits.atomic_granularity_blocks,
+            qerr=self.mode_pages.qerr,
+            restricted_reordering=self.mode_pages.restricted_reordering,
         )
 
     def _publish(self) -> None:
@@ -185,7 +195,7 @@ class LogicalUnit:
 
     def disconnect(self, nexus: Nexus) -> None:
         self.nexuses.remove(nexus)
-        self.reservations.lost(nexus)
+        nexus.lost()
 
     def establish(self, code: Asc, *, but: Nexus | None = None) -> None:
         """A unit attention condition for every nexus, or for all but one."""
@@ -201,6 +211,7 @@ class LogicalUnit:
         self.readiness.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
+            nexus.data_plane.clear_aca()
         self.reservations.reset()
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
