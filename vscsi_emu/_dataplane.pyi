@@ -196,9 +196,19 @@ class Lu:
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
     def engine(self) -> Engine: ...
+    def hold(self) -> Held:
+        """As long as this is in effect, no dormant command of the unit is enabled, and those that
+        come are dormant, but for HEAD OF QUEUE and ACA."""
     @property
     def aca(self) -> bool:
         """Whether an ACA condition is in effect (SAM-6 5.9), of whichever nexus."""
+
+@final
+class Held:
+    """A task set stands still until this is left, as a context manager, or gone."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_error: object) -> None: ...
 
 @final
 class Overwrite:
@@ -327,8 +337,8 @@ class Notice:
     - ``"broken"``: the ring of `queue` broke an invariant; it is stopped; `text` says how
     - ``"warning"``: `text` is worth one log line
     - ``"fault"``: a command of `nexus`, sent through `port`, ended with CHECK CONDITION, and QERR
-      says that commands are to be aborted for that. Until this object is gone no dormant command
-      of the unit begins: start the aborts before. `value`: commands with this stamp or a lower
+      says that commands are to be aborted for that. Until this object is gone the task set is
+      held (`Lu.hold`): start the aborts before. `value`: commands with this stamp or a lower
       one came before
     """
 
@@ -379,8 +389,8 @@ class Worker:
         """Ends matching commands with `response` and, where that is OK, SAM `status` (None matches
         all; `until`: stamps up to this one, see `Notice`). First takes what the queues of `port`
         already offer, so that a command queued before the TMF is hit by it. "done" when the last
-        one is complete; `value` = commands hit. With `lu` or `nexus` and without `tag`, no dormant
-        command of the unit begins from now on until this worker has looked at all of its own."""
+        one is complete; `value` = commands hit. With `lu` or `nexus` and without `tag`, the unit's
+        task set is held (`Lu.hold`) until this worker has looked at all of its own commands."""
     def query(
         self,
         token: int,

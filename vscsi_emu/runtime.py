@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
 from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
@@ -136,21 +137,24 @@ class Runtime:
     ) -> Awaitable[int]:
         """Ends matching commands on every worker (`_dataplane.Worker.abort`); how many there were,
         once all are complete. On return nothing that is hit begins any more."""
-        return _total(
-            self._start(
-                partial(
-                    worker.abort,
-                    response=response,
-                    status=status,
-                    port=port,
-                    lu=lu,
-                    nexus=nexus,
-                    tag=tag,
-                    until=until,
+        unit = nexus.lu if nexus else lu
+        # No worker may let go of the task set before the last one has hold of it.
+        with unit.hold() if unit and tag is None else nullcontext():
+            return _total(
+                self._start(
+                    partial(
+                        worker.abort,
+                        response=response,
+                        status=status,
+                        port=port,
+                        lu=lu,
+                        nexus=nexus,
+                        tag=tag,
+                        until=until,
+                    )
                 )
+                for worker in self.workers
             )
-            for worker in self.workers
-        )
 
     def query(self, *, port: Port, nexus: Nexus, tag: int | None = None) -> Awaitable[int]:
         """How many matching commands are in the task set."""

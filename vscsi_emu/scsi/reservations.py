@@ -97,7 +97,7 @@ class Reservations:
             self._unit.update_gates()
             self._establish(outcome)
             await self._unit.quiesce()
-            await self._abort(outcome.aborted, by)
+            await self._abort(outcome.aborted or frozenset(), by)
 
     def refuse_while_reserved(self) -> None:
         """Under an SPC-2 reservation all PERSISTENT RESERVE commands conflict, the holder's too."""
@@ -134,12 +134,10 @@ class Reservations:
         """Of other nexuses' commands the data plane lets PREEMPT AND ABORT through only, and that
         is processed only where it clears the condition (SPC-6 5.14.11)."""
         faulted = [nexus for nexus in self._unit.nexuses if nexus.data_plane.faulted]
-        if (
-            outcome.aborted
-            and faulted
-            and by not in faulted
-            and faulted[0].id not in outcome.aborted
-        ):
+        aborted = outcome.aborted
+        if aborted is None or by in faulted:
+            return
+        if any(nexus.id not in aborted for nexus in faulted):
             raise AcaActive
 
     # ── RESERVE and RELEASE of SPC-2 ───────────────────────────────────────────────────────────

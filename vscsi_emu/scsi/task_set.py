@@ -49,7 +49,8 @@ async def _gather(work: Iterable[Awaitable[object]]) -> None:
 def clear(unit: LogicalUnit, by: Nexus, *, until: int | None = None) -> Awaitable[None]:
     """Aborts all commands of a unit on account of one nexus. Begins at once."""
     others = [nexus for nexus in unit.nexuses if nexus is not by]
-    return _gather([by.abort(until=until), abort_others(others, until=until)])
+    with unit.data_plane.hold():
+        return _gather([by.abort(until=until), abort_others(others, until=until)])
 
 
 def check_condition(nexus: Nexus, until: int) -> Awaitable[None]:

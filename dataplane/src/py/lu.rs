@@ -1,14 +1,14 @@
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
 use super::by_identity;
 use crate::policy::Qerr;
-use crate::{engine, lu, policy};
+use crate::{engine, lu, policy, task_set};
 
 fn duplicate(fd: i32) -> PyResult<OwnedFd> {
     if fd < 0 {
@@ -327,6 +327,10 @@ impl Lu {
         self.0.set_policy(policy.0.clone());
     }
 
+    fn hold(&self) -> Held {
+        Held(Mutex::new(Some(task_set::Held::new(self.0.clone()))))
+    }
+
     #[getter]
     fn aca(&self) -> bool {
         self.0.tasks.has_aca()
@@ -335,6 +339,22 @@ impl Lu {
     #[getter]
     fn engine(&self) -> Engine {
         Engine(self.0.engine.clone())
+    }
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Held(Mutex<Option<task_set::Held>>);
+
+#[pymethods]
+impl Held {
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_error))]
+    fn __exit__(&self, _error: &Bound<'_, PyTuple>) {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(held);
     }
 }
 
