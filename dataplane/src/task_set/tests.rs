@@ -364,17 +364,20 @@ fn everything_ends_under_contention() {
     let set = Arc::new(TaskSet::new(0));
     let inside = Arc::new(AtomicUsize::new(0));
     let medium = Arc::new(AtomicUsize::new(0));
+    let waited = Arc::new(AtomicUsize::new(0));
     let threads: Vec<_> = (0..4u32)
         .map(|n| {
             let (set, inside, medium) = (set.clone(), inside.clone(), medium.clone());
+            let waited = waited.clone();
             std::thread::spawn(move || {
                 let part = Part::default();
                 let (told, mine) = mpsc::channel();
                 let wait = || {
+                    waited.fetch_add(1, Ordering::Relaxed);
                     mine.recv_timeout(Duration::from_secs(10))
                         .expect("it is never woken")
                 };
-                for i in 0..20_000u32 {
+                for i in 0..3_000u32 {
                     let attribute = match (i * 7 + n) % 11 {
                         0 | 1 => Ordered,
                         2 => HeadOfQueue,
@@ -426,6 +429,8 @@ fn everything_ends_under_contention() {
                         Turn::Exclusive => assert_eq!(others, 0),
                         Turn::Shared => assert_eq!(others & 0xffff_ffff, 0),
                     }
+                    // Others come meanwhile, whatever the scheduler thinks.
+                    std::thread::yield_now();
                     medium.fetch_sub(alone, Ordering::SeqCst);
                     if i % 97 == 0 {
                         set.hold();
@@ -441,4 +446,6 @@ fn everything_ends_under_contention() {
         thread.join().unwrap();
     }
     assert_eq!(set.word.load(Ordering::SeqCst), 0);
+    let waited = waited.load(Ordering::SeqCst);
+    assert!(waited > 100, "{waited} waited: that proves nothing");
 }
