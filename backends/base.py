@@ -28,7 +28,7 @@ class Backend:
     block_size: int = 512
     """Logical block length in bytes."""
     rotation_rate: int = 1
-    """MEDIUM ROTATION RATE when the user names none: 1 is a solid state medium (SBC-5 6.6.3)."""
+    """MEDIUM ROTATION RATE when the user names none: 1 is a solid state medium (SBC-4 6.6.2)."""
 
     def __init__(self, spec: LunSpec, name: str) -> None:
         self.spec = spec
@@ -49,7 +49,7 @@ class Backend:
 
     @property
     def naa(self) -> str:
-        """16 hex digits: the NAA name given, or a locally assigned one (SPC-6 7.7.6.6.4)."""
+        """16 hex digits: the NAA name given, or a locally assigned one (SPC-6)."""
         return self.spec.naa or "3" + hashlib.sha256(self.name.encode()).hexdigest()[:15]
 
     @property

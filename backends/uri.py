@@ -118,7 +118,7 @@ def _cache(text: str) -> bool:
 
 
 def _rotation_rate(text: str) -> int:
-    # MEDIUM ROTATION RATE of VPD page B1h (SBC-5 6.6.3): the other values are reserved.
+    # MEDIUM ROTATION RATE of VPD page B1h (SBC-4 6.6.2): the other values are reserved.
     rate = int(text) if text.isascii() and text.isdecimal() else -1
     if rate not in (0, 1) and not 0x401 <= rate <= 0xFFFE:
         raise SpecError(f"{text!r} is not 0 (unknown), 1 (solid state) or 1025 to 65534 rpm")

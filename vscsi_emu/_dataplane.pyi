@@ -35,7 +35,7 @@ def build_sense(
     in_cdb: bool = True,
     progress: int | None = None,
 ) -> bytes:
-    """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6 4.4.
+    """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6.
 
     `field`/`bit` fill the sense-key-specific field pointer of ILLEGAL REQUEST (byte offset and bit
     number; `in_cdb` sets C/D). `information` above 32 bits in fixed format leaves VALID at 0.
@@ -201,7 +201,11 @@ class Lu:
         come are dormant, but for HEAD OF QUEUE and ACA."""
     @property
     def aca(self) -> bool:
-        """Whether an ACA condition is in effect (SAM-6 5.9), of whichever nexus."""
+        """Whether an ACA condition is in effect (SAM-6), of whichever nexus."""
+    @property
+    def errors(self) -> tuple[int, int, int, int]:
+        """Commands that the data plane ended with an uncorrected error of a write, of a read or of
+        a verification, and with an error of our own, since the unit was made."""
 
 @final
 class Held:
@@ -209,6 +213,19 @@ class Held:
 
     def __enter__(self) -> Self: ...
     def __exit__(self, *_error: object) -> None: ...
+
+@final
+class Scan:
+    """Reads the whole medium of a unit, beside all else that uses it."""
+
+    def __new__(cls, lu: Lu) -> Self: ...
+    def run(self) -> tuple[int, int, int] | None:
+        """Blocks (GIL released): call it once, off the event loop. The first block that cannot be
+        read: LBA, sense key, ASC and ASCQ as one number. `InterruptedError` after `cancel`."""
+    @property
+    def progress(self) -> int:
+        """Parts of 65536 that are done, at most 65535."""
+    def cancel(self) -> None: ...
 
 @final
 class Overwrite:

@@ -82,14 +82,14 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
     mine = nexus.data_plane
     match tmf.subtype:
         case TmfType.ABORT_TASK:
-            # SAM-6 7.2: complete too when there is no such command.
+            # SAM-6: complete too when there is no such command.
             await runtime.abort(Response.ABORTED, port=port, nexus=mine, tag=tmf.id)
         case TmfType.ABORT_TASK_SET:
             await nexus.abort()
         case TmfType.CLEAR_TASK_SET:
             await clear(nexus.unit, nexus)
         case TmfType.CLEAR_ACA if not mine.clear_aca() and lu.aca:
-            # SAM-6 7.4: from the faulted nexus only.
+            # SAM-6: from the faulted nexus only.
             return Response.FUNCTION_REJECTED
         case TmfType.CLEAR_ACA:
             pass

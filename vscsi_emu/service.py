@@ -88,6 +88,7 @@ class Service:
                 queues=wanted.queues,
                 luns={at: self.units[name] for at, name in wanted.luns.items()},
                 number=number,
+                port_group=wanted.port_group,
             )
             stack.push_async_callback(hba.close)
             self.hbas.append(hba)
@@ -221,5 +222,5 @@ def _server(config: HbaConfig, hba: Hba) -> VhostUserServer:
 
 
 def _initiator(hba: HbaConfig) -> str:
-    """A locally assigned NAA name (SPC-6 7.7.6.6.4), the same at every start."""
+    """A locally assigned NAA name (SPC-6), the same at every start."""
     return "3" + hashlib.sha256(f"initiator {hba.socket or 'fd'}".encode()).hexdigest()[:15]

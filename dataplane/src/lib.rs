@@ -4,6 +4,7 @@
 //! interpreter (`cargo test --no-default-features`).
 
 pub mod engine;
+pub mod errors;
 pub mod event;
 pub mod gate;
 pub mod inbox;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::engine::Engine;
+use crate::errors::ErrorCounts;
 use crate::gate::{self, Gate};
 use crate::policy::LunPolicy;
 use crate::task_set::{Part, TaskSet};
@@ -41,7 +42,7 @@ struct Row {
 pub struct RouteTable([Row; 256]);
 
 impl RouteTable {
-    /// `usage` rows are CDB usage maps (SPC-6 6.39.3): a bit that is 0 there and 1 in a CDB sends
+    /// `usage` rows are CDB usage maps (SPC-6): a bit that is 0 there and 1 in a CDB sends
     /// the command to Python, which refuses it with the right field pointer.
     pub fn new(routes: &[u8; 256], usage: &[(u8, Vec<u8>)]) -> Option<Self> {
         let mut rows = [Row {
@@ -79,6 +80,7 @@ pub struct Lu {
     pub policy: ArcSwap<LunPolicy>,
     pub routes: RouteTable,
     pub tasks: TaskSet,
+    pub errors: ErrorCounts,
 }
 
 impl Lu {
@@ -96,6 +98,7 @@ impl Lu {
             policy: ArcSwap::from_pointee(policy),
             routes,
             tasks,
+            errors: ErrorCounts::default(),
         }
     }
 

@@ -408,7 +408,7 @@ impl Drop for Held {
 const PERSISTENT_RESERVE_OUT: u8 = 0x5f;
 const PREEMPT_AND_ABORT: u8 = 0x05;
 
-/// NACA of the CONTROL byte, whose place follows from the CDB's length (SPC-6 4.2).
+/// NACA of the CONTROL byte, whose place follows from the CDB's length.
 pub fn naca(cdb: &[u8]) -> bool {
     const NACA: u8 = 0x04;
     let control = match cdb[0] >> 5 {

@@ -42,7 +42,7 @@ def shared(tmp_path: Path) -> Iterator[Rig]:
         yield made
 
 
-# ── Order (SAM-6 8) ────────────────────────────────────────────────────────────────────────────
+# ── Order (SAM-6) ──────────────────────────────────────────────────────────────────────────────
 
 
 def test_ordered_waits_for_older_commands_and_holds_younger_ones(shared: Rig) -> None:
@@ -113,7 +113,7 @@ def test_attributes_that_mean_nothing(guest: Guest, attribute: int) -> None:
         expect_sense(result, cdb.ILLEGAL_REQUEST, 0x4900)
 
 
-# ── Auto contingent allegiance (SAM-6 5.9) ─────────────────────────────────────────────────────
+# ── Auto contingent allegiance (SAM-6) ─────────────────────────────────────────────────────────
 
 
 def test_aca(shared: Rig) -> None:
@@ -287,7 +287,7 @@ def test_reserved_qerr_is_refused(guest: Guest) -> None:
 
 
 def test_task_set_full(tmp_path: Path) -> None:
-    """SAM-6 5.3: BUSY for a nexus without commands in the set."""
+    """SAM-6: BUSY for a nexus without commands in the set."""
     with rig(tmp_path, queue_depth=2) as shared:
         a, b = shared.a, shared.b
         held = [a.hold(), a.hold()]

@@ -1,6 +1,6 @@
 """From a command to its answer: table, unit attention, CDB check, reservations, handler.
 
-SAM-6 5, SPC-6 4.2 and 5.14.1.
+SAM-6; SPC-6, persistent reservations.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
         cdb = found.parse(command.cdb)
         if nexus is not None:
             nexus.unit.reservations.check(nexus, found.allowed_for(cdb))
-            if (refusal := nexus.unit.refusal(found.flags)) is not None:
+            if (refusal := nexus.refusal(found.flags)) is not None:
                 raise refusal
             if found.handler is None:
                 nexus.unit.wake()

@@ -1,18 +1,20 @@
-"""Mode pages of a direct access block device and what may change (SPC-6 7.5, SBC-5 6.5).
-
-Nothing is saved over a restart, so no page has PS set and page control 11b is refused.
-"""
+"""Mode pages of a direct access block device and what may change (SPC-6, SBC-4 6.5)."""
 
 from __future__ import annotations
 
+import asyncio
 import enum
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from vscsi_emu.scsi.store import SavedStateError, StateStore, load, save
 
 ALL_PAGES: Final = 0x3F
 ALL_SUBPAGES: Final = 0xFF
 _SPF: Final = 0x40
+_PS: Final = 0x80
+_SECTION: Final = "mode-pages"
 
 CACHING: Final = (0x08, 0x00)
 CONTROL: Final = (0x0A, 0x00)
@@ -22,7 +24,7 @@ Key = tuple[int, int]
 
 
 class PageControl(enum.IntEnum):
-    """PC of MODE SENSE (SPC-6 6.14)."""
+    """PC of MODE SENSE (SPC-6)."""
 
     CURRENT = 0
     CHANGEABLE = 1
@@ -51,6 +53,16 @@ class ModePage:
     @property
     def key(self) -> Key:
         return page_key(self.default)
+
+    @property
+    def can_change(self) -> bool:
+        return any(self.changeable[page_header_size(self.changeable[0]) :])
+
+    def fitted(self, page: bytes) -> bytes:
+        """`page` where this one may change, the default elsewhere."""
+        default, mask = int.from_bytes(self.default), int.from_bytes(self.changeable)
+        mask &= (1 << 8 * (len(page) - page_header_size(page[0]))) - 1
+        return (default & ~mask | int.from_bytes(page) & mask).to_bytes(len(page))
 
 
 def page_key(page: bytes) -> Key:
@@ -93,6 +105,9 @@ _QERR: Final = 0x06
 _RESERVED_QERR: Final = 0x04
 _SWP: Final = 0x08
 _TAS: Final = 0x40
+_TCMOS: Final = 0x04
+_SCSIP: Final = 0x02
+_IALUAE: Final = 0x01
 _DEXCPT: Final = 0x08
 
 
@@ -113,7 +128,7 @@ def direct_access_pages(*, write_cache: bool) -> tuple[ModePage, ...]:
             (3, _QERR, _RESERVED_QERR),
         ),
         # Control extension.
-        _page((0x0A, 0x01), 0x1C, {}, {}),
+        _page((0x0A, 0x01), 0x1C, {4: _TCMOS | _SCSIP | _IALUAE}, {}),
         # Power condition: no timers.
         _page((0x1A, 0), 0x26, {}, {}),
         # Informational exceptions control: none are reported.
@@ -122,23 +137,41 @@ def direct_access_pages(*, write_cache: bool) -> tuple[ModePage, ...]:
 
 
 class ModePages:
-    """The mode pages of one logical unit, shared by all its nexuses (VPD page 87h says so)."""
+    """The mode pages of one logical unit, shared by all its nexuses (VPD page 87h says so).
 
-    def __init__(self, pages: Iterable[ModePage]) -> None:
+    `store` None: nothing is saved over a restart, so no page has PS set. Raises `SavedStateError`.
+    """
+
+    def __init__(self, pages: Iterable[ModePage], store: StateStore | None = None) -> None:
         self.pages: Final = {page.key: page for page in pages}
-        self._current = {key: page.default for key, page in self.pages.items()}
+        self._store = store
+        self._lock = asyncio.Lock()
+        self._saved = _from_json(load(store, _SECTION), self.pages)
+        self._current = dict(self._saved)
 
     def reset(self) -> None:
-        self._current = {key: page.default for key, page in self.pages.items()}
+        """To the saved values, which are the default ones where none were ever saved."""
+        self._current = dict(self._saved)
+
+    @property
+    def savable(self) -> bool:
+        return self._store is not None
 
     def value(self, key: Key, control: PageControl = PageControl.CURRENT) -> bytes:
-        """A page as MODE SENSE returns it. Nothing is ever saved: SAVED is a `KeyError`."""
+        """A page as MODE SELECT takes it."""
         page = self.pages[key]
         return {
             PageControl.CURRENT: self._current[key],
             PageControl.CHANGEABLE: page.changeable,
             PageControl.DEFAULT: page.default,
+            PageControl.SAVED: self._saved[key],
         }[control]
+
+    def sense(self, key: Key, control: PageControl) -> bytes:
+        """A page as MODE SENSE returns it."""
+        page = self.value(key, control)
+        ps = _PS if self.savable and self.pages[key].can_change else 0
+        return bytes([ps | page[0]]) + page[1:]
 
     def select(self, code: int, subpage: int) -> list[Key]:
         """The pages that MODE SENSE asks for, in order; none for a page that does not exist."""
@@ -165,6 +198,14 @@ class ModePages:
             if page[offset] & bits == value:
                 return offset, bits.bit_length() - 1
         return None
+
+    async def save(self, pages: Iterable[bytes]) -> None:
+        """Saves all current pages, and `pages` as if they were current. `ScsiError` if it fails:
+        the old values are then still saved."""
+        async with self._lock:
+            saved = {**self._current, **{page_key(page): page for page in pages}}
+            await save(self._store, _SECTION, _to_json(saved))
+            self._saved = saved
 
     def update(self, pages: Iterable[bytes]) -> bool:
         """Makes pages, found right by `wrong_bit`, current; whether that changed anything."""
@@ -201,3 +242,32 @@ class ModePages:
     def task_aborted_status(self) -> bool:
         """TAS."""
         return bool(self._current[CONTROL][5] & _TAS)
+
+
+# ── The store's form ───────────────────────────────────────────────────────────────────────────
+
+
+def _name(key: Key) -> str:
+    return f"{key[0]:02x}{key[1]:02x}"
+
+
+def _to_json(pages: Mapping[Key, bytes]) -> dict[str, str]:
+    return {_name(key): page.hex() for key, page in pages.items()}
+
+
+def _from_json(saved: Any, pages: Mapping[Key, ModePage]) -> dict[Key, bytes]:
+    """Saved values of what may still change, default ones of all else: versions differ in pages
+    and in what may change."""
+    values = {key: page.default for key, page in pages.items()}
+    if saved is None:
+        return values
+    try:
+        for key, page in pages.items():
+            raw = bytes.fromhex(saved.get(_name(key), page.default.hex()))
+            header = page_header_size(page.default[0])
+            if len(raw) != len(page.default) or raw[:header] != page.default[:header]:
+                raise ValueError(f"page {_name(key)}")
+            values[key] = page.fitted(raw)
+    except (AttributeError, TypeError, ValueError) as error:
+        raise SavedStateError(f"saved mode pages are damaged: {error!r}") from None
+    return values

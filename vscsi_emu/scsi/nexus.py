@@ -1,4 +1,4 @@
-"""I_T_L nexus: what one initiator port's way to a logical unit remembers (SAM-6 5.14)."""
+"""I_T_L nexus: what one initiator port's way to a logical unit remembers (SAM-6)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.copy_results import CopyResults
 from vscsi_emu.scsi.persistent import NexusId
+from vscsi_emu.scsi.port_groups import AccessState
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.status import Status
 
 if TYPE_CHECKING:
+    from vscsi_emu.scsi.cdb import Flag
     from vscsi_emu.scsi.unit import LogicalUnit
 
 _RESETS: Final = (
@@ -21,7 +23,7 @@ _RESETS: Final = (
     Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED,
     Asc.I_T_NEXUS_LOSS_OCCURRED,
 )
-"""Unit attention precedence, highest first; all others come after these (SAM-6 5.14.2)."""
+"""Unit attention precedence, highest first; all others come after these (SAM-6)."""
 
 
 class Abort(Protocol):
@@ -44,25 +46,38 @@ class Nexus:
     """Unit attention conditions pending here, and the gate that they and reservations close.
 
     `on_attention` is called with each code as it is established. `abort` is the transport's.
+    `port_group`: the target port group of its target port.
     """
 
-    def __init__(self, unit: LogicalUnit, name: NexusId) -> None:
+    def __init__(self, unit: LogicalUnit, name: NexusId, port_group: int) -> None:
         self.unit = unit
         self.id: Final = name
+        self.port_group: Final = port_group
         self.data_plane: Final = _dataplane.Nexus(unit.data_plane)
         self.on_attention: Callable[[Asc], None] | None = None
         self.abort: Abort = _no_commands
         self.copies: Final = CopyResults()
         self._pending: list[Asc] = []
         self._deferred: ScsiError | None = None
+        self.echo: bytes | None = None
+        """The echo buffer, once it is written (SPC-4 6.49.9)."""
         self.prevents_removal = False
-        """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6 6.18)."""
+        """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6)."""
         self.establish(Asc.POWER_ON_OCCURRED)
 
     @property
     def pending(self) -> tuple[Asc, ...]:
         """Unit attention conditions in the order in which they will be reported."""
         return tuple(self._pending)
+
+    @property
+    def access_state(self) -> AccessState:
+        """Of the unit through this nexus's target port."""
+        return self.unit.port_groups.status(self.port_group).state
+
+    def refusal(self, flags: Flag) -> ScsiError | None:
+        """Why a command with these flags is not processed now."""
+        return self.access_state.refusal(flags) or self.unit.refusal(flags)
 
     def establish(self, code: Asc) -> None:
         """Establishes a unit attention condition, once; no media command overtakes it.
@@ -81,7 +96,8 @@ class Nexus:
             self.on_attention(code)
 
     def defer(self, error: ScsiError) -> None:
-        """The next command reports this error of one that has its status already (SPC-6 4.4.8)."""
+        """The next command reports this error of one that has its status already (SPC-6)."""
+        self.unit.errors.note(error)
         self._deferred = ScsiError(error.key, error.code, deferred=True)
         self.update_gate()
 
@@ -98,6 +114,7 @@ class Nexus:
     def lost(self) -> None:
         """I_T nexus loss (SAM-6 6.3.4): what was only for as long as the nexus is there."""
         self.prevents_removal = False
+        self.echo = None
         self.data_plane.clear_aca()
         self.unit.reservations.lost(self)
 
@@ -108,9 +125,10 @@ class Nexus:
             self.update_gate()
 
     def update_gate(self) -> None:
-        """Media commands come to Python while there is something to report, while not ready, and
-        those of the classes that a reservation excludes."""
-        if self._pending or self._deferred or not self.unit.fast:
+        """Media commands come to Python while there is something to report, while the unit or the
+        way to it is not ready, and those of the classes that a reservation excludes."""
+        ready = self.unit.fast and self.access_state.active
+        if self._pending or self._deferred or not ready:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)

@@ -1,4 +1,4 @@
-"""SANITIZE and FORMAT UNIT under way, and what a failed one leaves (SBC-5 4.11, 5.5)."""
+"""SANITIZE and FORMAT UNIT under way, and what a failed one leaves (SBC-4 4.11, 4.33)."""
 
 from __future__ import annotations
 

@@ -85,13 +85,13 @@ def route_table(features: Feature = Feature.NONE) -> bytes:
 
 @cache
 def well_known_table() -> CommandTable:
-    """What the REPORT LUNS well known logical unit supports (SPC-6 8.2)."""
+    """What the REPORT LUNS well known logical unit supports (SPC-6)."""
     return _flagged(Flag.WELL_KNOWN)
 
 
 @cache
 def absent_table() -> CommandTable:
-    """What is answered for a LUN that no logical unit has (SAM-6 4.7.4)."""
+    """What is answered for a LUN that no logical unit has (SAM-6)."""
     return _flagged(Flag.ANY_LUN)
 
 

@@ -1,4 +1,4 @@
-"""Who is aborted with whom, and how the others learn of it (SAM-6 5.6 and 5.8, TST 000b).
+"""Who is aborted with whom, and how the others learn of it (SAM-6, TST 000b).
 
 The order of commands, and ACA conditions, are the data plane's.
 """

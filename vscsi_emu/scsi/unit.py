@@ -3,32 +3,43 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.cdb import Feature, Flag
+from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
+from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
 from vscsi_emu.scsi.persistent import NexusId
+from vscsi_emu.scsi.port_groups import PortGroups
+from vscsi_emu.scsi.priorities import Priorities
 from vscsi_emu.scsi.readiness import PowerCondition, Readiness
 from vscsi_emu.scsi.reservations import Reservations
+from vscsi_emu.scsi.self_tests import SelfTests
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.store import StateStore
 from vscsi_emu.scsi.table import CommandTable, command_table
+from vscsi_emu.scsi.timestamp import Timestamp
+
+_BUFFER_CAPACITY: Final = 64 << 10
 
 
 async def _nothing(*_: object) -> None:
     pass
 
 
-def _features(limits: Limits, *, thin: bool, removable: bool) -> Feature:
+def _features(limits: Limits, *, thin: bool, removable: bool, saved: bool) -> Feature:
     features = Feature.ACA
     if thin:
         features |= Feature.THIN
+    if saved:
+        features |= Feature.SAVED_STATE
     if limits.max_compare_and_write_blocks:
         features |= Feature.COMPARE_AND_WRITE
     if limits.max_atomic_blocks:
@@ -43,9 +54,9 @@ class LogicalUnit:
 
     - `block_size`: bytes of a logical block; `physical_block_exponent`: a physical block has two
       to the power of it logical ones.
-    - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-5 6.6.3).
+    - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-4 6.6.2).
     - `discard`: thin provisioning is offered where the engine really frees space. `lbprz`: it
-      says that unmapped blocks read as zeros, which they do in any case (SBC-5 6.6.6).
+      says that unmapped blocks read as zeros, which they do in any case (SBC-4 6.6.7).
     - `queue_depth`: the most commands in the task set, then TASK SET FULL; 0: no limit but rings'.
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
@@ -83,15 +94,27 @@ class LogicalUnit:
         self.lbprz: Final = lbprz
         self.limits: Final = limits or Limits.default(block_size)
         self.features: Final = _features(
-            self.limits, thin=discard and engine.can_discard, removable=removable
+            self.limits,
+            thin=discard and engine.can_discard,
+            removable=removable,
+            saved=store is not None,
         )
         self.commands: Final[CommandTable] = command_table(self.features)
-        self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
+        self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache), store)
         self.readiness: Final = Readiness()
         self.failure: Failure | None = None
         self._overwriting: Overwriting | None = None
+        self._made = time.monotonic()
         self.nexuses: Final[list[Nexus]] = []
+        self.port_groups: Final = PortGroups(self)
         self.reservations: Final = Reservations(self, store)
+        self.identifying: Final = IdentifyingInformation(self, store)
+        self.errors: Final = ErrorLog(self)
+        self.self_tests: Final = SelfTests(self)
+        self.timestamp: Final = Timestamp()
+        self.buffer: Final = bytearray(_BUFFER_CAPACITY)
+        """Of READ BUFFER and WRITE BUFFER, for whatever initiators test with it."""
+        self.priorities: Final = Priorities()
         self._copies: set[asyncio.Future[None]] = set()
         """Copies from or to here that run now."""
         self._flush = flush
@@ -158,6 +181,11 @@ class LogicalUnit:
         return Feature.REMOVABLE in self.features
 
     @property
+    def powered_on(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._made
+
+    @property
     def descriptor_sense(self) -> bool:
         return self.mode_pages.descriptor_sense
 
@@ -166,6 +194,8 @@ class LogicalUnit:
         """Why media commands are not processed now."""
         if self._overwriting is not None:
             return self._overwriting.error
+        if (testing := self.self_tests.in_foreground) is not None:
+            return testing
         if self.failure is not None:
             return self.failure.error
         reason = self.readiness.not_ready
@@ -181,15 +211,17 @@ class LogicalUnit:
         if self._overwriting is not None:
             processed = flags & (Flag.SKIPS_ATTENTION | Flag.DURING_OVERWRITE)
             return None if processed else self._overwriting.error
+        if (testing := self.self_tests.in_foreground) is not None:
+            return None if Flag.SKIPS_ATTENTION in flags else testing
         if Flag.NEEDS_MEDIUM in flags and not self.readiness.loaded:
             return ScsiError(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT)
         return self.unready if Flag.NEEDS_READY in flags else None
 
     # ── Nexuses ────────────────────────────────────────────────────────────────────────────────
 
-    def connect(self, name: NexusId) -> Nexus:
+    def connect(self, name: NexusId, port_group: int) -> Nexus:
         """A new nexus, with POWER ON OCCURRED pending."""
-        nexus = Nexus(self, name)
+        nexus = Nexus(self, name, port_group)
         self.nexuses.append(nexus)
         return nexus
 
@@ -206,13 +238,15 @@ class LogicalUnit:
     # ── Changes of state ───────────────────────────────────────────────────────────────────────
 
     def reset(self) -> None:
-        """Logical unit reset (SAM-6 6.3.3), once its commands are aborted."""
+        """Logical unit reset (SAM-6), once its commands are aborted."""
+        self.self_tests.abort()
         self.mode_pages.reset()
         self.readiness.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
             nexus.data_plane.clear_aca()
         self.reservations.reset()
+        self.priorities.clear()
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
@@ -226,12 +260,22 @@ class LogicalUnit:
             self._publish()
             self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
-    def select_mode_pages(self, pages: list[bytes], *, by: Nexus) -> Awaitable[None] | None:
-        """Makes checked pages current, for all nexuses at once.
+    def select_mode_pages(
+        self, pages: list[bytes], *, by: Nexus, save: bool = False
+    ) -> Awaitable[None] | None:
+        """Makes checked pages current, for all nexuses at once; `save` saves all pages first.
 
         What is returned, if anything, must be awaited before the command ends: with WCE cleared
-        or SWP set, what is in the cache still has to reach the medium (SPC-6 7.5.10, SBC-5 6.5.6).
+        or SWP set, what is in the cache still has to reach the medium (SBC-4 6.5.6).
         """
+        return self._save_mode_pages(pages, by) if save else self._set_mode_pages(pages, by)
+
+    async def _save_mode_pages(self, pages: list[bytes], by: Nexus) -> None:
+        await self.mode_pages.save(pages)
+        if (waiting := self._set_mode_pages(pages, by)) is not None:
+            await waiting
+
+    def _set_mode_pages(self, pages: list[bytes], by: Nexus) -> Awaitable[None] | None:
         before = self.data_plane.policy
         if not self.mode_pages.update(pages):
             return None
@@ -246,7 +290,7 @@ class LogicalUnit:
 
     def enter(self, condition: PowerCondition) -> None:
         """A power condition; while stopped, media commands end with NOT READY."""
-        self.readiness.power = condition
+        self.readiness.enter(condition)
         self._publish()
 
     def wake(self) -> None:
@@ -257,15 +301,14 @@ class LogicalUnit:
     def eject(self) -> None:
         """Media commands end with MEDIUM NOT PRESENT. `ScsiError` where removal is prevented."""
         self._check_removal()
-        self.readiness.loaded = False
+        self.readiness.eject()
         self._publish()
 
     def load(self, *, by: Nexus) -> None:
         """The medium is back, and ready. `ScsiError` where its removal is prevented."""
         self._check_removal()
-        self.readiness.power = PowerCondition.ACTIVE
-        if not self.readiness.loaded:
-            self.readiness.loaded = True
+        self.readiness.enter(PowerCondition.ACTIVE)
+        if self.readiness.load():
             self.establish(Asc.MEDIUM_MAY_HAVE_CHANGED, but=by)
         self._publish()
 
@@ -277,8 +320,9 @@ class LogicalUnit:
         """Begins at once to refuse commands; what is returned does the rest, and must be awaited.
 
         `ScsiError` if it fails; media commands are then refused until it succeeds, or
-        `forget_failure`. Resets do not end it (SBC-5 4.11.2).
+        `forget_failure`. Resets do not end it (SBC-4 4.11).
         """
+        self.self_tests.abort()
         self._overwriting = overwriting
         self._publish()
         return self._overwrite(overwriting)

@@ -1,5 +1,5 @@
 //! Blocks that a guest has marked bad: they read as errors until they are written again (pseudo
-//! unrecovered errors, SBC-5 4.18.2). Wraps the engine that holds the bytes.
+//! unrecovered errors, SBC-4 4.18.2). Wraps the engine that holds the bytes.
 
 use std::collections::BTreeMap;
 use std::io;

@@ -340,6 +340,11 @@ impl Lu {
     fn engine(&self) -> Engine {
         Engine(self.0.engine.clone())
     }
+
+    #[getter]
+    fn errors(&self) -> (u64, u64, u64, u64) {
+        self.0.errors.load().into()
+    }
 }
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]

@@ -7,6 +7,7 @@ mod memory;
 mod overwrite;
 mod port;
 mod queue;
+mod scan;
 mod worker;
 
 use pyo3::create_exception;
@@ -70,6 +71,8 @@ mod dataplane {
     #[pymodule_export]
     use super::queue::{Call, Notifier, Queue};
     #[pymodule_export]
+    use super::scan::Scan;
+    #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]
     use super::{DataplaneError, GuestMemoryError, RingError};
@@ -94,7 +97,7 @@ mod dataplane {
         Ok(())
     }
 
-    /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6 4.4.
+    /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6.
     #[pyfunction]
     #[pyo3(signature = (key, asc, ascq, *, descriptor=false, deferred=false, information=None, field=None, bit=None, in_cdb=true, progress=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]

@@ -12,6 +12,7 @@ mod orwrite;
 mod outcome;
 pub mod overwrite;
 mod rw;
+pub mod scan;
 #[cfg(test)]
 mod tests;
 mod unmap;
@@ -31,6 +32,29 @@ use cdb::{Cdb, Command};
 
 pub use crate::engine::trim;
 pub use outcome::{status, Outcome};
+
+/// What failed, where a command did not end well through no fault of its initiator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Write,
+    Read,
+    Verify,
+    /// Not the medium.
+    Other,
+}
+
+/// A block that an application client has marked bad is no fault (SBC-4 4.18.2).
+pub fn fault(cdb: &[u8], outcome: &Outcome) -> Option<Fault> {
+    match outcome.sense.code()? {
+        outcome::WRITE_ERROR_CODE => Some(Fault::Write),
+        outcome::UNRECOVERED_READ_ERROR_CODE => match Cdb::parse(cdb).ok()?.command {
+            Command::Verify | Command::WriteAndVerify => Some(Fault::Verify),
+            _ => Some(Fault::Read),
+        },
+        outcome::INTERNAL_TARGET_FAILURE_CODE => Some(Fault::Other),
+        _ => None,
+    }
+}
 
 /// What a command takes.
 #[derive(Debug)]

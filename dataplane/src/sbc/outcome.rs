@@ -9,7 +9,7 @@ use crate::engine::{AlignedBuffer, Engine, Io, IoKind, Partial, CHUNK};
 use crate::policy::LunPolicy;
 use crate::sense::{self, key, Sense, SenseInfo};
 
-/// Status codes (SAM-6 5.3.1).
+/// Status codes (SAM-6).
 pub mod status {
     pub const GOOD: u8 = 0x00;
     pub const CHECK_CONDITION: u8 = 0x02;
@@ -18,11 +18,14 @@ pub mod status {
 
 pub const WRITE_PROTECTED: SenseInfo = SenseInfo::new(key::DATA_PROTECT, 0x2700);
 const SPACE_ALLOCATION_FAILED: SenseInfo = SenseInfo::new(key::DATA_PROTECT, 0x2707);
-const UNRECOVERED_READ_ERROR: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x1100);
+pub const UNRECOVERED_READ_ERROR_CODE: (u8, u16) = (key::MEDIUM_ERROR, 0x1100);
+const UNRECOVERED_READ_ERROR: SenseInfo = SenseInfo::of(UNRECOVERED_READ_ERROR_CODE);
 /// READ ERROR - LBA MARKED BAD BY APPLICATION CLIENT.
 const MARKED_BAD: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x1114);
-const WRITE_ERROR: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x0c00);
-const INTERNAL_TARGET_FAILURE: SenseInfo = SenseInfo::new(key::HARDWARE_ERROR, 0x4400);
+pub const WRITE_ERROR_CODE: (u8, u16) = (key::MEDIUM_ERROR, 0x0c00);
+const WRITE_ERROR: SenseInfo = SenseInfo::of(WRITE_ERROR_CODE);
+pub const INTERNAL_TARGET_FAILURE_CODE: (u8, u16) = (key::HARDWARE_ERROR, 0x4400);
+const INTERNAL_TARGET_FAILURE: SenseInfo = SenseInfo::of(INTERNAL_TARGET_FAILURE_CODE);
 const DATA_PHASE_ERROR: SenseInfo = SenseInfo::new(key::ABORTED_COMMAND, 0x4b00);
 
 /// How a command ended.

@@ -12,7 +12,7 @@ pub struct Dormant {
     pub wake: Box<dyn FnOnce(Role) + Send>,
 }
 
-/// An auto contingent allegiance (SAM-6 5.9).
+/// An auto contingent allegiance (SAM-6).
 pub struct Aca {
     faulted: u64,
     /// An ACA command is in the set: there is one at most.
@@ -69,7 +69,7 @@ impl Order {
         self.aca.as_ref().is_some_and(|aca| aca.faulted == id)
     }
 
-    /// Commands that come while an ACA condition is in effect (SAM-6 5.9; TST 000b).
+    /// Commands that come while an ACA condition is in effect (SAM-6; TST 000b).
     pub fn check_aca(&self, id: u64, arrival: &Arrival<'_>) -> Result<(), Refusal> {
         let is_aca = arrival.attribute == Attribute::Aca;
         match &self.aca {

@@ -1070,6 +1070,9 @@ impl Thread {
 
     fn outcome(&mut self, slot: u32, outcome: &Outcome) {
         let task = self.tasks.get(slot);
+        if let Some(nexus) = &task.nexus {
+            nexus.lu.errors.note(task.cdb(), outcome);
+        }
         let (out, data_in) = if task.data_in_len > 0 {
             (0, outcome.transferred.min(task.data_in_len))
         } else {

@@ -1,4 +1,4 @@
-"""Unit attention conditions and the gate that they close (SAM-6 5.14)."""
+"""Unit attention conditions and the gate that they close (SAM-6)."""
 
 import asyncio
 

@@ -151,6 +151,14 @@ def test_usage_map(opcode: int, action: int | None, usage: str) -> None:
     assert command.length == len(command.usage_map)
 
 
+def test_sp_needs_somewhere_to_save_to() -> None:
+    for opcode in (0x15, 0x55):
+        for features, usage in ((Feature.NONE, 0x10), (Feature.SAVED_STATE, 0x11)):
+            command = command_table(features).get(opcode, None)
+            assert command is not None
+            assert command.usage_map[1] == usage
+
+
 def test_the_unmap_bit_needs_thin_provisioning() -> None:
     command = command_table(Feature.NONE).get(0x93, None)
     assert command is not None
@@ -235,11 +243,16 @@ def test_a_handler_reads_every_field_it_declares(
 
     original = Cdb.__getitem__
     monkeypatch.setattr(Cdb, "__getitem__", reading)
-    # Each field in turn is 1, so that every branch is gone into; lengths leave room for data.
+    # Each field in turn is 1, then 2, so that every branch is gone into; lengths leave room for
+    # data.
     length = 24 if command.opcode == PERSISTENT_RESERVE_OUT else 255
     lengths = {name: length for name in command.fields if name.endswith("length")}
     mode_page = bytes(8) + b"\x08\x12" + bytes(245)
-    for chosen in ({}, *({name: 1} for name in command.fields)):
+    small = [{name: 1} for name in command.fields]
+    small += [
+        {name: 2} for name, field in command.fields.items() if field.extract(b"\xff" * 16) > 1
+    ]
+    for chosen in ({}, *small):
         target = make_target(make_unit())
         for list_id in range(2):
             target.nexuses[0].copies.start(list_id)

@@ -4,39 +4,53 @@ from typing import Final
 
 from vscsi_emu.scsi.cdb import CommandType
 from vscsi_emu.scsi.commands import (
+    background,
+    buffer,
     capacity,
     copy,
     defects,
     diagnostic,
     format_unit,
+    identifying,
     inquiry,
     log,
     media,
     mode,
     persistent,
+    port_groups,
     power,
+    priority,
     report,
     reserve,
     sanitize,
+    security,
     sense,
+    timestamp,
 )
 
 _FAMILIES: Final = (
+    background,
+    buffer,
     capacity,
     copy,
     defects,
     diagnostic,
     format_unit,
+    identifying,
     inquiry,
     log,
     media,
     mode,
     persistent,
+    port_groups,
     power,
+    priority,
     report,
     reserve,
     sanitize,
+    security,
     sense,
+    timestamp,
 )
 
 ALL: Final = tuple(

@@ -1,4 +1,4 @@
-"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4 6.4, 6.18, 6.20, 6.21)."""
+"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4)."""
 
 from __future__ import annotations
 
@@ -142,6 +142,7 @@ _BYTES, _KIBIBYTES = 0, 1
     0x84,
     16,
     service_action=0x00,
+    allowed=Allowed.PERSISTENT,
     list_identifier=Field(2),
     allocation_length=Field(10, 4),
 )
@@ -166,6 +167,7 @@ _SNLID: Final = 0x01
     0x84,
     16,
     service_action=0x03,
+    allowed=Allowed.PERSISTENT,
     allocation_length=Field(10, 4),
 )
 def receive_copy_operating_parameters(request: Request) -> bytes:

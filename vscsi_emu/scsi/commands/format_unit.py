@@ -1,4 +1,4 @@
-"""FORMAT UNIT (SBC-5 5.5): without protection information and without defects to manage."""
+"""FORMAT UNIT (SBC-4 5.4): without protection information and without defects to manage."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def format_unit(request: Request) -> Awaitable[bytes]:
 
 
 def _parse(data: bytes, header: int, block_size: int) -> tuple[bytes | None, bool]:
-    """The initialization pattern, None for the default, and IMMED (SBC-5 5.5.2)."""
+    """The initialization pattern, None for the default, and IMMED (SBC-4 5.4.2)."""
     _require(data, header)
     flags = data[1]
     if data[0]:
@@ -89,7 +89,7 @@ def _parse(data: bytes, header: int, block_size: int) -> tuple[bytes | None, boo
 
 
 def _pattern(data: bytes, at: int, block_size: int) -> bytes | None:
-    """The initialization pattern descriptor at `at` (SBC-5 5.5.2.3)."""
+    """The initialization pattern descriptor at `at` (SBC-4 5.4.2)."""
     _require(data, at + _PATTERN_DESCRIPTOR)
     modifier, kind, length = data[at], data[at + 1], int.from_bytes(data[at + 2 : at + 4])
     if modifier:

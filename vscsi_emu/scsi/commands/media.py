@@ -173,12 +173,13 @@ WRITE_ATOMIC_16 = media_command(
     blocks=Field(12, 2),
 )
 
-# A group collects attributes of commands (SBC-5 4.22), of which PRE-FETCH has none to collect.
+# A group collects attributes of commands (SBC-4 4.22), of which PRE-FETCH has none to collect.
 PRE_FETCH_10 = media_command(
     "PRE-FETCH(10)",
     0x34,
     10,
     Route.MEDIA,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     immed=_IMMED,
     lba=_LBA_10,
     group=Field(6, high=5, ignored=True),
@@ -189,6 +190,7 @@ PRE_FETCH_16 = media_command(
     0x90,
     16,
     Route.MEDIA,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     immed=_IMMED,
     lba=_LBA_16,
     group=Field(14, high=5, ignored=True),
@@ -200,6 +202,7 @@ GET_LBA_STATUS = media_command(
     16,
     Route.PYTHON,
     service_action=0x12,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     lba=_LBA_16,
     allocation_length=Field(10, 4),
 )

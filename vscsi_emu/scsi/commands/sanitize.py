@@ -1,4 +1,4 @@
-"""SANITIZE (SBC-5 5.28).
+"""SANITIZE (SBC-4 5.30).
 
 What the storage keeps of freed or overwritten blocks (snapshots, copies on write, a disk's own
 spare blocks) is beyond the reach of any of these.

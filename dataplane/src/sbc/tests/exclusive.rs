@@ -40,15 +40,15 @@ fn what_is_refused() {
     for (cdb, sense) in [
         (compare_and_write(0x20, 0, 1), illegal(0x2400, 1, Some(7))),
         (compare_and_write(0, 0, 11), illegal(0x2400, 13, None)),
-        (compare_and_write(0, 91, 10), illegal(0x2100, 2, None)),
-        (compare_and_write(0, 100, 0), illegal(0x2100, 2, None)),
+        (compare_and_write(0, 91, 10), out_of_range(100)),
+        (compare_and_write(0, 100, 0), out_of_range(100)),
         (cdb16(ORWRITE_16, 0x20, 0, 1), illegal(0x2400, 1, Some(7))),
-        (cdb16(ORWRITE_16, 0, 99, 2), illegal(0x2100, 2, None)),
+        (cdb16(ORWRITE_16, 0, 99, 2), out_of_range(100)),
         (write_atomic(0x20, 0, 4), illegal(0x2400, 1, Some(7))),
         (write_atomic(0, 1, 4), illegal(0x2400, 2, None)),
         (write_atomic(0, 0, 5), illegal(0x2400, 12, None)),
         (write_atomic(0, 0, 36), illegal(0x2400, 12, None)),
-        (write_atomic(0, 96, 8), illegal(0x2100, 2, None)),
+        (write_atomic(0, 96, 8), out_of_range(100)),
     ] {
         assert_eq!(refused(plan_roomy(&policy, &cdb)), sense, "{cdb:02x?}");
     }
