@@ -104,7 +104,7 @@ def test_events_arrive_and_data_flows_all_the_while(guest: Guest, monitor: Clien
             assert guest.device.next_event(WAIT) == Event(
                 EventType.TRANSPORT_RESET, encode_lun(*address), ResetReason.REMOVED
             )
-            assert guest.device.execute(*address, cdb.test_unit_ready()).response == 3
+            assert guest.device.execute(*address, cdb.test_unit_ready()).sense[12] == 0x25
     stays.write(5, pattern(512))
     assert stays.read(5, 1) == pattern(512)
 
