@@ -8,10 +8,12 @@ use pyo3::prelude::*;
 use pyo3::types::PyDict;
 
 use super::by_identity;
+use super::passthrough::Passthrough;
+use crate::passthrough::engine::PassthroughEngine;
 use crate::turn::Turns;
 use crate::{engine, gate, lu, policy};
 
-fn duplicate(fd: i32) -> PyResult<OwnedFd> {
+pub(super) fn duplicate(fd: i32) -> PyResult<OwnedFd> {
     if fd < 0 {
         return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
     }
@@ -46,6 +48,11 @@ impl Engine {
     #[staticmethod]
     fn null(size: u64) -> Self {
         Self(Arc::new(engine::null::NullEngine::new(size)))
+    }
+
+    #[staticmethod]
+    fn passthrough(device: &Passthrough) -> Self {
+        Self(Arc::new(PassthroughEngine(device.device.clone())))
     }
 
     #[getter]

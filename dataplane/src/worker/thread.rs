@@ -18,6 +18,7 @@ use crate::iov::Cursor;
 use crate::lu;
 use crate::memory::{Fault, GuestMemory};
 use crate::notifier::Notifier;
+use crate::passthrough::{Passed, Passthrough};
 use crate::pool::pool;
 use crate::port;
 use crate::ring::RingError;
@@ -867,6 +868,7 @@ impl Thread {
             }
             Answer::Io(result) => self.io_done(slot, result),
             Answer::Job(outcome) => self.outcome(slot, &outcome),
+            Answer::Passed(passed) => self.passed(slot, &passed),
         }
     }
 
@@ -905,6 +907,9 @@ impl Thread {
             // Python executes only what has a logical unit.
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         };
+        if let Some(device) = nexus.lu.engine.passthrough().cloned() {
+            return self.pass(slot, &device);
+        }
         let turn = sbc::turn(task.cdb());
         let mailbox = &self.mailbox;
         let task_ref = TaskRef {
@@ -960,6 +965,37 @@ impl Thread {
                 });
             }
         }
+    }
+
+    /// Hands a command to a device of the host, which has an order of its own.
+    fn pass(&mut self, slot: u32, device: &Arc<Passthrough>) {
+        let mailbox = self.mailbox.clone();
+        let task = self.tasks.get(slot);
+        task.state = State::Running;
+        let task_ref = TaskRef {
+            slot,
+            generation: task.generation,
+        };
+        let done = move |passed| {
+            mailbox.post(Mail::Answer {
+                task: task_ref,
+                answer: Answer::Passed(passed),
+            });
+        };
+        // SAFETY: the task and its mapping stay until `passed`.
+        unsafe { device.start(task.cdb(), &task.data_out, &task.data_in, done) };
+    }
+
+    fn passed(&mut self, slot: u32, passed: &Passed) {
+        let (out, data_in) = self.tasks.get(slot).moved(passed.transferred);
+        let response = Response {
+            response: passed.response,
+            status: passed.status,
+            sense: &passed.sense,
+            out,
+            data_in,
+        };
+        self.respond(slot, &response);
     }
 
     fn start_io(&mut self, slot: u32, io: Io) {
@@ -1056,12 +1092,7 @@ impl Thread {
     }
 
     fn outcome(&mut self, slot: u32, outcome: &Outcome) {
-        let task = self.tasks.get(slot);
-        let (out, data_in) = if task.data_in_len > 0 {
-            (0, outcome.transferred.min(task.data_in_len))
-        } else {
-            (outcome.transferred.min(task.data_out_len), 0)
-        };
+        let (out, data_in) = self.tasks.get(slot).moved(outcome.transferred);
         let sense = outcome.sense;
         let response = Response {
             response: wire::S_OK,
