@@ -66,6 +66,7 @@ DEVICE_FEATURES: Final = (
 _PARAMETERS_CHANGED: Final = 0x2A
 """ASC of what a PARAM_CHANGE event reports (5.6.6.3)."""
 _SECTOR: Final = 512
+_DEFAULTS: Final = ScsiConfig()
 MAX_SECTORS: Final = 0xFFFF
 """`max_sectors` where no unit has a limit, in 512 bytes."""
 
@@ -440,16 +441,19 @@ class Hba:
                 for lun, nexus in target.nexuses.items()
             }
         )
-        limits = [
-            nexus.unit.limits.max_transfer_blocks * nexus.unit.block_size // _SECTOR
-            for target in self.targets.values()
-            for nexus in target.nexuses.values()
-            if nexus.unit.limits.max_transfer_blocks
-        ]
+        limits = [nexus.unit.queue_limits for nexus in self._nexuses()]
+        bytes_ = [limit.max_bytes for limit in limits if limit.max_bytes]
+        segments = [limit.max_segments for limit in limits if limit.max_segments]
+        commands = [limit.commands for limit in limits if limit.commands]
         with self._config_lock:
             old = self._config
-            self._config = replace(old, max_sectors=min(limits, default=MAX_SECTORS))
-        if self._config.max_sectors != old.max_sectors and self._link:
+            self._config = replace(
+                old,
+                max_sectors=min(bytes_, default=MAX_SECTORS * _SECTOR) // _SECTOR,
+                seg_max=min([_DEFAULTS.seg_max, *segments]),
+                cmd_per_lun=min([_DEFAULTS.cmd_per_lun, *commands]),
+            )
+        if self._config != old and self._link:
             self._link.config_changed()
 
     # ── Events ─────────────────────────────────────────────────────────────────────────────────

@@ -11,7 +11,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vscsi_emu.backends import BackendError, SpecError, open_backend
+from vscsi_emu.backends.sg import SgBackend
 from vscsi_emu.hba import Hba
+from vscsi_emu.passthrough import PassthroughUnit
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.store import SavedStateError, StateStore
@@ -158,6 +160,8 @@ def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
 
 def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) -> LogicalUnit:
     spec = backend.spec
+    if isinstance(backend, SgBackend):
+        return _passthrough_unit(backend, runtime)
     names = {"vendor": spec.vendor, "product": spec.product}
     return LogicalUnit(
         backend.engine,
@@ -177,6 +181,20 @@ def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) 
         flush=partial(asyncio.to_thread, backend.flush),
         quiesce=runtime.quiesce,
         store=store,
+    )
+
+
+def _passthrough_unit(backend: SgBackend, runtime: Runtime) -> PassthroughUnit:
+    return PassthroughUnit(
+        backend.passthrough,
+        backend.transfer_limits,
+        device_type=backend.device.type,
+        level=backend.level,
+        capacity=backend.capacity,
+        max_segments=backend.limits.seg_max.value,
+        commands=backend.limits.cmd_per_lun.value,
+        identity=Identity(backend.serial, bytes.fromhex(backend.naa)),
+        quiesce=runtime.quiesce,
     )
 
 

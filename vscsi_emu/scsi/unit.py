@@ -9,7 +9,7 @@ from typing import Final
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identity import Identity
-from vscsi_emu.scsi.limits import Limits
+from vscsi_emu.scsi.limits import Limits, QueueLimits
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
@@ -47,6 +47,7 @@ class LogicalUnit:
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
     - `store` keeps what must outlive the process; without it, nothing does.
+    - `commands`: what it supports; by default what SBC-5 says of a unit with these features.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class LogicalUnit:
         flush: Callable[[], Awaitable[None]] = _nothing,
         quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
         store: StateStore | None = None,
+        commands: CommandTable | None = None,
     ) -> None:
         if rotation_rate not in (0, 1) and not 0x401 <= rotation_rate <= 0xFFFE:
             raise ValueError(f"rotation rate {rotation_rate} is not 0, 1 or 1025 to 65534")
@@ -81,7 +83,7 @@ class LogicalUnit:
         self.features: Final = _features(
             self.limits, thin=discard and engine.can_discard, removable=removable
         )
-        self.commands: Final[CommandTable] = command_table(self.features)
+        self.commands: Final[CommandTable] = commands or command_table(self.features)
         self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
         self.readiness: Final = Readiness()
         self.failure: Failure | None = None
@@ -124,6 +126,11 @@ class LogicalUnit:
     def update_gates(self) -> None:
         for nexus in self.nexuses:
             nexus.update_gate()
+
+    @property
+    def queue_limits(self) -> QueueLimits:
+        """What an HBA says of its limits on this unit's behalf."""
+        return QueueLimits(max_bytes=self.limits.max_transfer_blocks * self.block_size)
 
     # ── State ──────────────────────────────────────────────────────────────────────────────────
 

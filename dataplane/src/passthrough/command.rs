@@ -78,7 +78,7 @@ pub fn data(cdb: &Cdb, unit: u64) -> Option<(Direction, u64)> {
 
 /// The number in a CDB's length field, if it has one in bytes.
 pub fn length(cdb: &[u8], rule: &Rule) -> Option<u64> {
-    let field = rule.length?;
+    let field = rule.length.filter(|field| field.size > 0)?;
     let bytes = cdb.get(usize::from(field.at)..)?;
     let bytes = bytes.get(..usize::from(field.size))?;
     Some(

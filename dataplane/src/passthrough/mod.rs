@@ -28,7 +28,8 @@ use transfer::{Next, Transfer};
 
 use crate::pool::Pool;
 
-/// Where a CDB keeps a number of bytes: the first byte of the field, and its size.
+/// Where a CDB keeps the length of its data: the first byte of the field, and its size in bytes; 0
+/// where the number in it is not one of bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LengthField {
     pub at: u8,
@@ -41,7 +42,6 @@ pub struct Rule {
     pub timeout_s: u32,
     /// Its CDB is SBC's: it may be cut at block boundaries.
     pub blocks: bool,
-    /// Of a length in bytes.
     pub length: Option<LengthField>,
 }
 

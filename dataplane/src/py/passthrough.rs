@@ -107,7 +107,7 @@ impl Passthrough {
             table[usize::from(opcode)] = Rule {
                 timeout_s,
                 blocks,
-                length: (size > 0).then_some(LengthField { at, size }),
+                length: (at > 0).then_some(LengthField { at, size }),
             };
         }
         let node = Box::new(SgNode::new(duplicate(fd)?, interface));
@@ -129,7 +129,7 @@ impl Passthrough {
         self.device.set_capacity(block_size, blocks);
     }
 
-    #[pyo3(signature = (cdb, *, data_out=&[], data_in_length=0))]
+    #[pyo3(signature = (cdb, *, data_out=&[] as &[u8], data_in_length=0))]
     fn execute<'py>(
         &self,
         py: Python<'py>,
