@@ -8,6 +8,7 @@ import logging
 import os
 import stat
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import ClassVar, Final
 
@@ -50,29 +51,26 @@ class SgBackend(Backend):
             raise BackendError(f"{spec}: {error}") from None
         if self.device.wwid:
             self.name = self.device.wwid
-        self._fds: list[int] = []
-        try:
-            node = self._node()
-            self.limits: Final = queue_limits(self.device)
-            self._hold()
-            fd = self._open(node)
-        except BaseException:
-            self.close()
-            raise
+        node = self._node()
+        self.limits: Final = queue_limits(self.device)
         self.transfer_limits: Final = _transfer_limits(self.limits)
-        self.passthrough: Final = _dataplane.Passthrough(
-            fd,
-            _SG_IO_V4 if node == self.device.bsg else _SG_IO_HDR,
-            self.transfer_limits,
-            threads=min(self.limits.cmd_per_lun.value, _MAX_THREADS),
-            rules=rules(self.device.type),
-        )
-        self.capacity: Final = self._capacity()
+        with ExitStack() as stack:
+            self._hold(stack)
+            fd = self._open(node, stack)
+            self.passthrough: Final = _dataplane.Passthrough(
+                fd,
+                _SG_IO_V4 if node == self.device.bsg else _SG_IO_HDR,
+                self.transfer_limits,
+                threads=min(self.limits.cmd_per_lun.value, _MAX_THREADS),
+                rules=rules(self.device.type),
+            )
+            stack.callback(self.passthrough.close)
+            self.capacity: Final = self._capacity()
+            self._open_until_closed = stack.pop_all()
         self.engine = _dataplane.Engine.passthrough(self.passthrough)
 
     def close(self) -> None:
-        while self._fds:
-            os.close(self._fds.pop())
+        self._open_until_closed.close()
 
     def _capacity(self) -> Capacity:
         if not self.device.has_blocks:
@@ -95,13 +93,13 @@ class SgBackend(Backend):
                 return node
         raise BackendError(f"{self.spec}: there is no node of it in /dev; is the sg module loaded?")
 
-    def _hold(self) -> None:
+    def _hold(self, stack: ExitStack) -> None:
         """Takes the disk from the host, so that nothing there mounts or holds it meanwhile."""
         block = self.device.block
         if block is None or self._force or not block.exists():
             return
         try:
-            self._fds.append(os.open(block, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC))
+            fd = os.open(block, os.O_RDONLY | os.O_EXCL | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             if error.errno == errno.EBUSY:
                 raise BackendError(
@@ -111,15 +109,16 @@ class SgBackend(Backend):
             if error.errno == errno.ENOMEDIUM:
                 return
             raise BackendError(f"{self.spec}: {_explain(error, block)}") from None
+        stack.callback(os.close, fd)
 
-    def _open(self, node: Path) -> int:
+    def _open(self, node: Path, stack: ExitStack) -> int:
         writes = self.level > Level.READONLY or node != self.device.block
         mode = os.O_RDWR if writes else os.O_RDONLY
         try:
             fd = os.open(node, mode | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise BackendError(f"{self.spec}: {_explain(error, node)}") from None
-        self._fds.append(fd)
+        stack.callback(os.close, fd)
         if not _has_capability(_CAP_SYS_RAWIO):
             if node == self.device.bsg:
                 raise BackendError(

@@ -167,6 +167,9 @@ class Passthrough:
         `sg_io_v4`, of bsg nodes. `threads`: commands in flight, 1 to 256. `rules`, by OPERATION
         CODE: timeout in seconds, whether its CDB is SBC's and may be split, first byte and size of
         its field for the length of data (size 0: not in bytes; first byte 0: as usual)."""
+    def close(self) -> None:
+        """The device is gone: commands end with BAD_TARGET, those that run as the host ends them;
+        with the last one the node is closed."""
     def set_limits(self, limits: PassthroughLimits) -> None:
         """For commands that begin from now on."""
     def set_capacity(self, block_size: int, blocks: int) -> None:

@@ -16,14 +16,15 @@ mod tests;
 mod transfer;
 mod unmap;
 
+use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::Arc;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use libc::iovec;
 
 use limits::Limits;
-use node::{Call, Node};
+use node::{Call, Node, Reset};
 use transfer::{Next, Transfer};
 
 use crate::pool::Pool;
@@ -76,7 +77,8 @@ pub struct Passed {
 
 /// A device of the host.
 pub struct Passthrough {
-    node: Box<dyn Node>,
+    /// None once it is closed, or gone.
+    node: ArcSwapOption<Box<dyn Node>>,
     rules: Box<[Rule; 256]>,
     limits: ArcSwap<Limits>,
     /// Bytes; 0 where the device has none, or they are not known.
@@ -100,7 +102,7 @@ impl Passthrough {
     ) -> Self {
         Self {
             pool: Pool::new(threads),
-            node,
+            node: ArcSwapOption::from_pointee(node),
             rules,
             limits: ArcSwap::from_pointee(limits),
             block_size: AtomicU32::new(0),
@@ -110,8 +112,21 @@ impl Passthrough {
         }
     }
 
-    pub fn node(&self) -> &dyn Node {
-        self.node.as_ref()
+    /// Commands that begin from now on end with BAD_TARGET; the node is closed with the last of
+    /// those that run.
+    pub fn close(&self) {
+        self.node.store(None);
+    }
+
+    pub fn reset(&self, scope: Reset) -> io::Result<()> {
+        self.with_node(|node| node.reset(scope))
+    }
+
+    fn with_node<T>(&self, ask: impl FnOnce(&dyn Node) -> io::Result<T>) -> io::Result<T> {
+        match self.node.load_full() {
+            Some(node) => ask(node.as_ref().as_ref()),
+            None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
+        }
     }
 
     pub fn limits(&self) -> Arc<Limits> {
@@ -162,13 +177,14 @@ impl Passthrough {
                 Next::Piece(piece) => piece,
                 Next::Done(passed) => return passed,
             };
-            let result = self.node.call(&Call {
+            let call = Call {
                 cdb: &piece.cdb,
                 direction: piece.direction,
                 iov: &piece.iov,
                 len: piece.len,
                 timeout_ms: piece.timeout_ms,
-            });
+            };
+            let result = self.with_node(|node| node.call(&call));
             transfer.ended(self, &piece, result);
         }
     }

@@ -27,6 +27,17 @@ pub fn sense_key(sense: &[u8]) -> Option<u8> {
     .map(|byte| byte & 0x0f)
 }
 
+/// INFORMATION, where it is valid.
+pub fn information(sense: &[u8]) -> Option<u64> {
+    if FIXED.contains(&response_code(sense)) {
+        let [code, _, _, number @ ..] = sense.first_chunk::<7>()?;
+        return (code & VALID != 0).then(|| u32::from_be_bytes(*number).into());
+    }
+    let mut copy = sense.to_vec();
+    let [_, _, flags, _, number @ ..] = *descriptor::<12>(&mut copy, INFORMATION)?;
+    (flags & VALID != 0).then(|| u64::from_be_bytes(number))
+}
+
 /// Adds to INFORMATION, where it is valid; in fixed format a sum above 32 bits is not.
 pub fn add_to_information(sense: &mut [u8], more: u64) {
     if FIXED.contains(&response_code(sense)) {
@@ -101,9 +112,11 @@ mod tests {
             let mut sense = built(MISCOMPARE.information(5), format);
             add_to_information(&mut sense, 1000);
             assert_eq!(sense, built(MISCOMPARE.information(1005), format));
+            assert_eq!(information(&sense), Some(1005));
             let mut without = built(MISCOMPARE, format);
             add_to_information(&mut without, 1000);
             assert_eq!(without, built(MISCOMPARE, format));
+            assert_eq!(information(&without), None);
         }
     }
 
@@ -135,6 +148,7 @@ mod tests {
                 add_to_information(&mut cut, 1 << 40);
                 map_parameter_pointer(&mut cut, |_| 0);
                 sense_key(&cut);
+                information(&cut);
                 assert_eq!(cut.len(), len);
             }
         }

@@ -290,7 +290,7 @@ impl Transfer {
     }
 
     fn completed(&mut self, device: &Passthrough, piece: &Piece, completion: Completion) {
-        let moved = u64::from(piece.len.saturating_sub(completion.residual));
+        let mut moved = u64::from(piece.len.saturating_sub(completion.residual));
         if let (Some(buffer), Direction::FromDevice) = (&piece.bounce, piece.direction) {
             let iov = self.data.peek(moved);
             Cursor::new(&iov).write(&buffer[..moved as usize]);
@@ -306,6 +306,9 @@ impl Transfer {
             && sense::sense_key(&verdict.sense) == Some(RECOVERED_ERROR);
         if recovered {
             self.recovered = Some(std::mem::take(&mut verdict.sense));
+        }
+        if let Some(before) = self.before_error(&verdict.sense).filter(|_| !recovered) {
+            moved = moved.min(before);
         }
         let short = moved < u64::from(piece.len);
         let over = self.advance(piece, moved) || short;
@@ -325,6 +328,20 @@ impl Transfer {
                 None => self.status(verdict.status),
             });
         }
+    }
+
+    /// Bytes of the piece that has just ended in front of the block that its sense data names. Of
+    /// a split command the guest cannot tell which piece failed; hosts may count all of that one.
+    fn before_error(&self, bytes: &[u8]) -> Option<u64> {
+        let (Shape::Blocks { unit, done, .. }, Some(cdb)) = (&self.shape, &self.parsed) else {
+            return None;
+        };
+        let medium = matches!(
+            sense::sense_key(bytes),
+            Some(key::MEDIUM_ERROR | key::HARDWARE_ERROR)
+        );
+        let blocks = sense::information(bytes)?.checked_sub(cdb.lba.checked_add(*done)?)?;
+        (self.split && medium).then(|| blocks.saturating_mul(*unit))
     }
 
     /// Sense data of the piece that has just ended speaks of the whole command.

@@ -121,6 +121,10 @@ impl Passthrough {
         })
     }
 
+    fn close(&self) {
+        self.device.close();
+    }
+
     fn set_limits(&self, limits: &PassthroughLimits) {
         self.device.set_limits(self.limits(limits));
     }
@@ -169,7 +173,7 @@ impl Passthrough {
             3 => Reset::Host,
             _ => return Err(PyValueError::new_err(format!("{scope} is no RESET_*"))),
         };
-        Ok(py.detach(|| self.device.node().reset(scope))?)
+        Ok(py.detach(|| self.device.reset(scope))?)
     }
 
     #[getter]

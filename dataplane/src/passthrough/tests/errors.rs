@@ -33,6 +33,23 @@ fn an_error_ends_the_command_with_what_came_before_it() {
 }
 
 #[test]
+fn a_host_that_counts_the_failing_piece_whole_is_not_believed() {
+    let bench = Bench::new(limits(4096));
+    bench.script([None, Some(check_condition(sense(3, 0x1100, Some(11)), 0))]);
+    let passed = bench.read(&cdb_10(READ_10, 0, 0, 40), &Guest::zeroed(40 * BLOCK));
+    assert_eq!(passed.transferred, 11 * 512);
+}
+
+#[test]
+fn a_device_that_is_gone_is_a_bad_target() {
+    let bench = Bench::new(limits(4096));
+    bench.device.close();
+    let passed = bench.read(&cdb_10(READ_10, 0, 0, 1), &Guest::zeroed(BLOCK));
+    assert_eq!((passed.response, passed.status), (S_BAD_TARGET, 0));
+    assert!(bench.device.reset(Reset::Device).is_err());
+}
+
+#[test]
 fn a_miscompare_counts_from_the_beginning_of_the_data() {
     let bench = Bench::new(limits(4096));
     bench.script([None, Some(check_condition(sense(0xe, 0x1d00, Some(7)), 0))]);
