@@ -15,6 +15,8 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "demo": "vscsi_emu.cli.demo",
         "qtest": "vscsi_emu.cli.qtest",
         "devicetree": "vscsi_emu.cli.devicetree",
+        "devices": "vscsi_emu.cli.devices",
+        "probe": "vscsi_emu.cli.probe",
     }
 )
 """Command → the module that holds a click command of that name."""

@@ -30,8 +30,8 @@ class Answers:
     block_size: int | None = None
 
 
-def ask(device: ScsiDevice) -> Answers:
-    """Asks the nodes that may be opened, and through one of them the device itself."""
+def ask(device: ScsiDevice, commands: bool) -> Answers:
+    """Asks the nodes that may be opened and, with `commands`, through one of them the device."""
     answers = Answers(block_size=device.block_size)
     with ExitStack() as stack:
 
@@ -51,7 +51,7 @@ def ask(device: ScsiDevice) -> Answers:
         if bsg is not None:
             answers.bsg_bytes = ioctl.number(bsg, ioctl.SG_GET_RESERVED_SIZE)
         if device.has_blocks:
-            _ask_target(device, answers, sg if sg is not None else block)
+            _ask_target(device, answers, (block if sg is None else sg) if commands else None)
     return answers
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Final
 
 from vscsi_emu.host import block_limits, sysfs
-from vscsi_emu.host.answers import ask
+from vscsi_emu.host.answers import Answers, ask
 from vscsi_emu.host.devices import SECTOR, ScsiDevice
 
 _KIB: Final = 1024
 _UNSIGNED_SHORT: Final = 0xFFFF
+_MASKS: Final = frozenset({"dma_alignment", "virt_boundary_mask"})
 
 # What the kernel takes where it shows no figure.
 _CDB_LENGTH: Final = 32
@@ -22,6 +23,7 @@ _MAX_SECTORS: Final = 2560
 _SG_ALL: Final = 128
 _MAX_SEGMENT_SIZE: Final = 65536
 _DMA_ALIGNMENT: Final = 3
+_NO_BOUNDARY: Final = 0
 _TIMEOUT: Final = 60
 
 
@@ -43,24 +45,6 @@ class Limit:
     value: int
     source: str
     candidates: tuple[Candidate, ...]
-
-    @classmethod
-    def of(
-        cls,
-        name: str,
-        candidates: Iterable[Candidate],
-        default: Candidate,
-        tightest: Callable[[Iterable[int]], int] = min,
-    ) -> Limit:
-        """`default` counts where no candidate binds."""
-        every = tuple(candidates)
-        binding = tuple(c for c in every if c.binds)
-        if not binding:
-            every = (*every, default)
-            binding = (default,)
-        value = tightest(c.value for c in binding)
-        source = next(c.source for c in binding if c.value == value)
-        return cls(name, value, source, every)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,107 +77,114 @@ class QueueLimits:
         return (value for value in values if isinstance(value, Limit))
 
 
-def queue_limits(device: ScsiDevice) -> QueueLimits:
+def queue_limits(device: ScsiDevice, *, commands: bool = True) -> QueueLimits:
     """Reads all there is: sysfs, ioctls of the nodes that may be opened, the device's Block Limits
-    VPD page. Sends SCSI commands, during which no other Python thread runs: before serving only.
+    VPD page. May wait for the host's error recovery.
+
+    With `commands` it sends SCSI commands, during which no other Python thread runs: before
+    serving only. Without, it takes the VPD page that the kernel has read.
     """
-    answers = ask(device)
+    answers = ask(device, commands)
     directory = device.block_directory
     queue = directory / "queue" if directory else None
-    host = device.scsi_host
-    size = answers.block_size
-
-    def attribute(
-        path: Path | None, name: str, scale: int = 1, *, binds: bool = True
-    ) -> list[Candidate]:
-        value = sysfs.number(path / name) if path else None
-        if value is None or path is None:
-            return []
-        return [Candidate(value * scale, f"{path.name}/{name}", binds)]
-
     segments = [
-        *attribute(queue, "max_segments"),
-        *attribute(host, "sg_tablesize"),
-        *_found(answers.sg_segments, f"SG_GET_SG_TABLESIZE {device.sg}"),
+        *_attribute(queue, "max_segments"),
+        *_attribute(device.scsi_host, "sg_tablesize"),
+        *_figure(answers.sg_segments, f"SG_GET_SG_TABLESIZE {device.sg}"),
     ]
-    pages = min((c.value for c in segments), default=0) * mmap.PAGESIZE // SECTOR
-    page_limit = block_limits.max_transfer(answers.page) if answers.page else 0
-    depth = attribute(device.path, "queue_depth")
-    usb = device.transport == "usb"
+    seg_max = _limit("seg_max", segments, _SG_ALL)
+    sectors = _sectors(device, queue, answers, seg_max.value)
     return QueueLimits(
-        max_sectors=Limit.of(
-            "max_sectors",
-            [
-                *attribute(queue, "max_sectors_kb", _KIB // SECTOR),
-                *attribute(queue, "max_hw_sectors_kb", _KIB // SECTOR),
-                # A buffer that is contiguous for a guest need not be for its host.
-                *_found(pages or None, f"that many segments of {mmap.PAGESIZE} bytes"),
-                *_found(
-                    answers.block_sectors,
-                    f"BLKSECTGET {device.block}",
-                    binds=answers.block_sectors != _UNSIGNED_SHORT,  # it ends there
-                ),
-                *_found(answers.block_bytes, f"SG_GET_RESERVED_SIZE {device.block}", SECTOR),
-                *_found(answers.sg_bytes, f"BLKSECTGET {device.sg}", SECTOR),
-                *_found(
-                    answers.sg_reserved,
-                    f"SG_GET_RESERVED_SIZE {device.sg} (a buffer that grows)",
-                    SECTOR,
-                    binds=False,
-                ),
-                *_found(answers.bsg_bytes, f"SG_GET_RESERVED_SIZE {device.bsg}", SECTOR),
-                *_found(
-                    page_limit * size // SECTOR if page_limit and size else None,
-                    f"MAXIMUM TRANSFER LENGTH, {answers.page_source}",
-                ),
-            ],
-            Candidate(_MAX_SECTORS, "the kernel's default"),
+        max_sectors=_limit("max_sectors", sectors, _MAX_SECTORS),
+        seg_max=seg_max,
+        cmd_per_lun=_limit("cmd_per_lun", _depths(device), 1),
+        max_segment_size=_limit(
+            "max_segment_size", _attribute(queue, "max_segment_size"), _MAX_SEGMENT_SIZE
         ),
-        seg_max=Limit.of("seg_max", segments, Candidate(_SG_ALL, "the kernel's default")),
-        cmd_per_lun=Limit.of(
-            "cmd_per_lun",
-            [
-                *depth,
-                *attribute(host, "can_queue"),
-                # Drivers begin with it and go up to queue_depth from there.
-                *attribute(host, "cmd_per_lun", binds=not depth),
-            ],
-            Candidate(1, "the kernel's default"),
+        dma_alignment=_limit("dma_alignment", _attribute(queue, "dma_alignment"), _DMA_ALIGNMENT),
+        virt_boundary_mask=_limit(
+            "virt_boundary_mask", _attribute(queue, "virt_boundary_mask"), _NO_BOUNDARY
         ),
-        max_segment_size=Limit.of(
-            "max_segment_size",
-            attribute(queue, "max_segment_size"),
-            Candidate(_MAX_SEGMENT_SIZE, "the kernel's default"),
-        ),
-        dma_alignment=Limit.of(
-            "dma_alignment",
-            attribute(queue, "dma_alignment"),
-            Candidate(_DMA_ALIGNMENT, "the kernel's default"),
-            max,
-        ),
-        virt_boundary_mask=Limit.of(
-            "virt_boundary_mask",
-            attribute(queue, "virt_boundary_mask"),
-            Candidate(0, "the kernel's default"),
-            max,
-        ),
-        cdb_length=Limit.of(
-            "cdb_length",
-            [
-                Candidate(_CDB_LENGTH, "the kernel's struct scsi_cmnd"),
-                *([Candidate(_USB_CDB_LENGTH, "USB command block wrapper")] if usb else []),
-            ],
-            Candidate(_CDB_LENGTH, "the kernel's struct scsi_cmnd"),
-        ),
-        timeout=Limit.of(
-            "timeout",
-            attribute(device.path, "timeout"),
-            Candidate(_TIMEOUT, "the kernel's default"),
-        ),
+        cdb_length=_limit("cdb_length", _cdb_lengths(device), _CDB_LENGTH),
+        timeout=_limit("timeout", _attribute(device.path, "timeout"), _TIMEOUT),
         block_limits=answers.page,
-        block_size=size,
+        block_size=answers.block_size,
     )
 
 
-def _found(value: int | None, source: str, unit: int = 1, *, binds: bool = True) -> list[Candidate]:
-    return [] if value is None else [Candidate(value // unit, source, binds)]
+def _sectors(
+    device: ScsiDevice, queue: Path | None, answers: Answers, segments: int
+) -> list[Candidate]:
+    page = block_limits.max_transfer(answers.page) if answers.page else 0
+    return [
+        *_attribute(queue, "max_sectors_kb", _KIB // SECTOR),
+        *_attribute(queue, "max_hw_sectors_kb", _KIB // SECTOR),
+        # A buffer that is contiguous for a guest need not be for its host.
+        Candidate(
+            max(segments, 1) * mmap.PAGESIZE // SECTOR,
+            f"as many segments of one page ({mmap.PAGESIZE} bytes)",
+        ),
+        *_figure(
+            answers.block_sectors,
+            f"BLKSECTGET {device.block}",
+            binds=answers.block_sectors != _UNSIGNED_SHORT,  # more does not go into it
+        ),
+        *_figure(answers.block_bytes, f"SG_GET_RESERVED_SIZE {device.block}", SECTOR),
+        *_figure(answers.sg_bytes, f"BLKSECTGET {device.sg}", SECTOR),
+        *_figure(
+            answers.sg_reserved,
+            f"SG_GET_RESERVED_SIZE {device.sg} (a buffer that grows)",
+            SECTOR,
+            binds=False,
+        ),
+        *_figure(answers.bsg_bytes, f"SG_GET_RESERVED_SIZE {device.bsg}", SECTOR),
+        *_figure(
+            page * answers.block_size if page and answers.block_size else None,
+            f"MAXIMUM TRANSFER LENGTH, {answers.page_source}",
+            SECTOR,
+        ),
+    ]
+
+
+def _depths(device: ScsiDevice) -> list[Candidate]:
+    depth = _attribute(device.path, "queue_depth")
+    return [
+        *depth,
+        *_attribute(device.scsi_host, "can_queue"),
+        # Drivers begin with it and go up to queue_depth from there.
+        *_attribute(device.scsi_host, "cmd_per_lun", binds=not depth),
+    ]
+
+
+def _cdb_lengths(device: ScsiDevice) -> list[Candidate]:
+    # What the SCSI host's driver takes does not show; of USB it is known.
+    usb = [Candidate(_USB_CDB_LENGTH, "USB's command block wrapper")]
+    return [
+        Candidate(_CDB_LENGTH, "the kernel's struct scsi_cmnd"),
+        *(usb if device.transport == "usb" else []),
+    ]
+
+
+def _limit(name: str, candidates: list[Candidate], default: int) -> Limit:
+    """The tightest, which is the greatest of masks; `default` where no candidate binds."""
+    if not any(candidate.binds for candidate in candidates):
+        candidates = [*candidates, Candidate(default, "the kernel's default")]
+    tightest = max if name in _MASKS else min
+    won = tightest((c for c in candidates if c.binds), key=lambda c: c.value)
+    return Limit(name, won.value, won.source, tuple(candidates))
+
+
+def _attribute(
+    directory: Path | None, name: str, unit: int = 1, *, binds: bool = True
+) -> list[Candidate]:
+    """An attribute in sysfs that counts in `unit`s; nothing where there is none."""
+    value = sysfs.number(directory / name) if directory else None
+    if directory is None or value is None:
+        return []
+    return [Candidate(value * unit, f"{directory.name}/{name}", binds)]
+
+
+def _figure(
+    value: int | None, source: str, divisor: int = 1, *, binds: bool = True
+) -> list[Candidate]:
+    return [] if value is None else [Candidate(value // divisor, source, binds)]

@@ -1,4 +1,4 @@
-"""Attributes in sysfs: each may be missing, and any may vanish with its device."""
+"""Files in sysfs and procfs: each may be missing, and any may vanish with its device."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def data(path: Path) -> bytes | None:
 def text(path: Path) -> str | None:
     """As `data`, stripped."""
     raw = data(path)
-    return None if raw is None else raw.decode("ascii", "replace").strip()
+    return None if raw is None else raw.decode(errors="replace").strip()
 
 
 def number(path: Path) -> int | None:
