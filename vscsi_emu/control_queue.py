@@ -6,7 +6,9 @@ complete: the data plane reports an abort done only then.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING
 
 from vscsi_emu.scsi.sense import Asc
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from vscsi_emu.hba import Hba
     from vscsi_emu.scsi.nexus import Nexus
     from vscsi_emu.scsi.target import Target
+    from vscsi_emu.scsi.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 
@@ -81,15 +84,21 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
     match tmf.subtype:
         case TmfType.ABORT_TASK:
             # SAM-6 7.2: complete too when there is no such command.
-            await runtime.abort(Response.ABORTED, port=port, lu=lu, tag=tmf.id)
+            if not await _ended(
+                nexus.unit, runtime.abort(Response.ABORTED, port=port, lu=lu, tag=tmf.id)
+            ):
+                return Response.FUNCTION_REJECTED
         case TmfType.ABORT_TASK_SET:
-            await runtime.abort(Response.ABORTED, port=port, lu=lu)
+            if not await _ended(nexus.unit, runtime.abort(Response.ABORTED, port=port, lu=lu)):
+                return Response.FUNCTION_REJECTED
         case TmfType.CLEAR_TASK_SET:
             # TST is 000b: one task set for all nexuses.
-            await runtime.abort(Response.ABORTED, lu=lu)
+            if not await _ended(nexus.unit, runtime.abort(Response.ABORTED, lu=lu)):
+                return Response.FUNCTION_REJECTED
             nexus.unit.establish(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, but=nexus)
         case TmfType.LOGICAL_UNIT_RESET:
-            await runtime.abort(Response.RESET, lu=lu)
+            if not await _interrupted([nexus.unit], [runtime.abort(Response.RESET, lu=lu)]):
+                return Response.FAILURE
             with hba.resetting(nexus):
                 nexus.unit.reset()
         case TmfType.QUERY_TASK:
@@ -109,10 +118,34 @@ async def _reset_nexus(hba: Hba, lun: bytes) -> Response:
     target = _target(hba, lun)
     if target is None:
         return Response.BAD_TARGET
-    for nexus in list(target.nexuses.values()):
-        await hba.runtime.abort(Response.RESET, port=hba.port, lu=nexus.unit.data_plane)
+    units = [nexus.unit for nexus in target.nexuses.values()]
+    aborting = [
+        hba.runtime.abort(Response.RESET, port=hba.port, lu=unit.data_plane) for unit in units
+    ]
+    if not await _interrupted(units, aborting):
+        return Response.FAILURE
     target.nexus_loss()
     return FUNCTION_COMPLETE
+
+
+async def _ended(unit: LogicalUnit, aborting: Awaitable[int]) -> bool:
+    """Whether the commands that were hit are over. A device of the host may keep its own."""
+    try:
+        await asyncio.wait_for(aborting, unit.abort_seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _interrupted(units: Iterable[LogicalUnit], aborting: Iterable[Awaitable[int]]) -> bool:
+    """As `_ended`, of units that are reset: devices let go of their commands then."""
+    interrupting = [unit.interrupt() for unit in units]
+    try:
+        await asyncio.gather(*aborting, *interrupting)
+    except OSError as error:
+        log.warning("a device of the host was not reset: %s", error.strerror)
+        return False
+    return True
 
 
 def _target(hba: Hba, lun: bytes) -> Target | None:

@@ -6,12 +6,13 @@ import asyncio
 import hashlib
 import logging
 import signal
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vscsi_emu.backends import BackendError, SpecError, open_backend
 from vscsi_emu.backends.sg import SgBackend
+from vscsi_emu.follow import Follower, followed
 from vscsi_emu.hba import Hba
 from vscsi_emu.passthrough import PassthroughUnit
 from vscsi_emu.runtime import Runtime, usable_cpus
@@ -22,6 +23,8 @@ from vscsi_emu.state import StateError, StateFile
 from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, adopt, listen
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from vscsi_emu.backends import Backend
     from vscsi_emu.config import Config, HbaConfig, LunConfig
 
@@ -79,6 +82,7 @@ class Service:
         await self._stack.aclose()
 
     def _open(self, stack: AsyncExitStack) -> None:
+        opened = stack.enter_context(ExitStack())
         backends = {lun.name: _open_backend(lun, stack) for lun in self._config.luns}
         runtime = Runtime(self._workers, io_uring=self._io_uring)
         stack.push_async_callback(runtime.close)
@@ -93,6 +97,7 @@ class Service:
             )
             stack.push_async_callback(hba.close)
             self.hbas.append(hba)
+        self._follow(stack, runtime, backends, opened)
         # Last: a socket that is there can be attached to.
         for wanted, hba in zip(self._config.hbas, self.hbas, strict=True):
             if wanted.socket is None and wanted.fd is None:
@@ -100,6 +105,28 @@ class Service:
             server = _server(wanted, hba)
             stack.callback(server.close)
             self._servers.append(server)
+
+    def _follow(
+        self,
+        stack: AsyncExitStack,
+        runtime: Runtime,
+        backends: Mapping[str, Backend],
+        opened: ExitStack,
+    ) -> None:
+        devices = {name: one for name, one in backends.items() if isinstance(one, SgBackend)}
+        if not devices:
+            return
+        units = {
+            name: unit for name, unit in self.units.items() if isinstance(unit, PassthroughUnit)
+        }
+        places = [
+            (hba, wanted.luns) for hba, wanted in zip(self.hbas, self._config.hbas, strict=True)
+        ]
+        follower = Follower(
+            runtime, followed(devices, units, places), partial(_passthrough_unit, runtime), opened
+        )
+        stack.push_async_callback(follower.close)
+        follower.start()
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Until `stop` is set, or every socket that came connected was left by its front end."""
@@ -161,7 +188,7 @@ def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
 def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) -> LogicalUnit:
     spec = backend.spec
     if isinstance(backend, SgBackend):
-        return _passthrough_unit(backend, runtime)
+        return _passthrough_unit(runtime, backend)
     names = {"vendor": spec.vendor, "product": spec.product}
     return LogicalUnit(
         backend.engine,
@@ -184,7 +211,7 @@ def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) 
     )
 
 
-def _passthrough_unit(backend: SgBackend, runtime: Runtime) -> PassthroughUnit:
+def _passthrough_unit(runtime: Runtime, backend: SgBackend) -> PassthroughUnit:
     return PassthroughUnit(
         backend.passthrough,
         backend.transfer_limits,

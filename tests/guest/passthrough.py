@@ -23,10 +23,17 @@ from vscsi_emu.config import from_arguments
 from vscsi_emu.driver.dma import DmaAllocator
 from vscsi_emu.driver.mmio import VirtioMmioBus
 from vscsi_emu.driver.request import Result, every
-from vscsi_emu.driver.virtio_scsi import Options, VirtioScsi
+from vscsi_emu.driver.virtio_scsi import REQUEST_QUEUE, InFlight, Options, VirtioScsi
 from vscsi_emu.inprocess import InProcess, Slot
 from vscsi_emu.passthrough import PassthroughUnit
 from vscsi_emu.service import StartError
+from vscsi_emu.virtio.scsi import (
+    FUNCTION_COMPLETE,
+    EventType,
+    ResetReason,
+    Response,
+    TmfType,
+)
 
 MIB: Final = 1 << 20
 MEMORY: Final = 24 * MIB
@@ -262,6 +269,89 @@ def exclusively(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_EXCL)
 
 
+# ── Task management, hot-plug ──────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def slowed(jiffies: int) -> Iterator[None]:
+    """Commands on the medium take a while; in jiffies of 10 ms."""
+    (DRIVER / "delay").write_text(str(jiffies))
+    try:
+        yield
+    finally:
+        (DRIVER / "delay").write_text("0")
+
+
+def in_flight(machine: Machine, count: int) -> list[InFlight[Result]]:
+    items = [
+        machine.device.submit(0, 0, read_10(lba, 1), data_in_length=BLOCK) for lba in range(count)
+    ]
+    time.sleep(0.1)
+    return items
+
+
+def task_management() -> None:
+    """A reset reaches the device, and is over when its commands are; to abort one of them there is
+    no way, and the guest is told so."""
+    with passing_to("sg:/dev/sda") as machine, slowed(100):
+        device = machine.device
+        (item,) = in_flight(machine, 1)
+        machine.unit.abort_seconds = 0.2
+        rejected = device.task_management(TmfType.ABORT_TASK, 0, 0, item.tag)
+        assert rejected == Response.FUNCTION_REJECTED, rejected
+        assert device.wait(item).response == Response.ABORTED
+        items = in_flight(machine, 3)
+        assert device.task_management(TmfType.LOGICAL_UNIT_RESET, 0, 0) == FUNCTION_COMPLETE
+        device.reap(REQUEST_QUEUE)
+        assert all(item.done for item in items), "it answered before they were over"
+        assert {device.wait(item).response for item in items} == {Response.RESET}
+        sense = machine.command(bytes(6)).sense
+        assert sense[2:3] + sense[12:14] == b"\x06\x29\x03", sense.hex()
+
+
+def unplugged() -> None:
+    """A disk that goes takes its commands with it; the same disk is known when it comes back."""
+    with passing_to("sg:/dev/sda") as machine:
+        device = machine.device
+        machine.round_trip(0, pattern(BLOCK, 1))
+        with slowed(50):
+            items = in_flight(machine, 3)
+            Path("/sys/block/sda/device/delete").write_text("1")
+            answers = device.wait_all(items)
+        ends = {(answer.response, answer.status) for answer in answers}
+        assert ends <= {(Response.OK, 0), (Response.BAD_TARGET, 0)}, ends
+        event = device.next_event(SECONDS)
+        assert event, "no event"
+        assert (event.event, event.reason) == (EventType.TRANSPORT_RESET, ResetReason.REMOVED)
+        assert machine.command(bytes(6)).response == Response.BAD_TARGET
+        Path("/sys/class/scsi_host/host0/scan").write_text("- - -")
+        event = device.next_event(SECONDS)
+        assert event, "no event"
+        assert (event.event, event.reason) == (EventType.TRANSPORT_RESET, ResetReason.RESCAN)
+        while machine.command(bytes(6)).status:
+            pass
+        machine.round_trip(0, pattern(BLOCK, 2))
+
+
+def resized() -> None:
+    """The host notices another capacity, so the guest does."""
+    with passing_to("sg:/dev/sda") as machine:
+        try:
+            (DRIVER / "virtual_gb").write_text("1")
+            Path("/sys/block/sda/device/rescan").write_text("1")
+            event = machine.device.next_event(SECONDS)
+            assert event, "no event"
+            assert (event.event, event.reason) == (EventType.PARAM_CHANGE, 0x2A | 0x09 << 8)
+            sense = machine.command(bytes(6)).sense
+            assert sense[2:3] + sense[12:14] == b"\x06\x2a\x09", sense.hex()
+            last = machine.good(bytes([0x25]).ljust(10, b"\0"), b"", 8)
+            assert struct.unpack(">II", last) == (2**21 - 1, BLOCK)
+            # Pieces of a command are checked against the new end.
+            machine.good(read_10(2**21 - 4096, 4096), b"", 2 * MIB)
+        finally:
+            (DRIVER / "virtual_gb").write_text("0")
+
+
 # ── Other devices ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -294,9 +384,15 @@ def main() -> None:
         "beyond_the_end": beyond_the_end,
         "filtered": filtered,
         "taken": taken,
+        "task_management": task_management,
+        "resized": resized,
+        "unplugged": unplugged,
         "other_types": partial(other_types, modules),
     }
+    only = os.environ.get("ONLY", "").split()
     for name, check in checks.items():
+        if only and name not in only:
+            continue
         print(f"<<< {name}", flush=True)
         began = time.monotonic()
         code = 0

@@ -29,6 +29,9 @@ CHECKS = (
     "beyond_the_end",
     "filtered",
     "taken",
+    "task_management",
+    "resized",
+    "unplugged",
     "other_types",
 )
 BOOT_SECONDS = 240.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Final
@@ -13,12 +14,18 @@ from vscsi_emu.passthrough.table import PassthroughTable
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import QueueLimits
 from vscsi_emu.scsi.passing import Level
+from vscsi_emu.scsi.sense import Asc
 from vscsi_emu.scsi.unit import LogicalUnit
+
+ABORT_SECONDS: Final = 5.0
+"""The host has no call to abort one command: it ends by itself, or with a reset."""
 
 
 class PassthroughUnit(LogicalUnit):
     """Modes, reservations and all else that a unit remembers are the device's; what is left here
     are the nexuses, their unit attentions and their gates."""
+
+    abort_seconds = ABORT_SECONDS
 
     def __init__(
         self,
@@ -53,6 +60,16 @@ class PassthroughUnit(LogicalUnit):
             commands=self.table,
             quiesce=quiesce,
         )
+
+    async def interrupt(self) -> None:
+        """Resets the device. Never more than that: its neighbours are not this guest's."""
+        await asyncio.to_thread(self.device.reset, _dataplane.RESET_DEVICE)
+
+    def resized(self, capacity: Capacity) -> None:
+        """The device has another capacity now."""
+        self.capacity = capacity
+        self.device.set_capacity(*capacity)
+        self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
     @property
     def queue_limits(self) -> QueueLimits:

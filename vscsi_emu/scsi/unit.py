@@ -200,6 +200,12 @@ class LogicalUnit:
             if nexus is not but:
                 nexus.establish(code)
 
+    abort_seconds: float | None = None
+    """How long task management waits for commands that it aborted; None: they end soon."""
+
+    async def interrupt(self) -> None:
+        """Has the storage let go of the commands that it works on, before a reset. `OSError`."""
+
     # ── Changes of state ───────────────────────────────────────────────────────────────────────
 
     def reset(self) -> None:
