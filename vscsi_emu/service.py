@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from vscsi_emu.backends import BackendError, SpecError, open_backend
 from vscsi_emu.backends.sg import SgBackend
 from vscsi_emu.follow import Follower, followed
-from vscsi_emu.hba import Hba
+from vscsi_emu.hba import DEFAULTS, Hba
 from vscsi_emu.passthrough import PassthroughUnit
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.identity import Identity
@@ -94,6 +94,7 @@ class Service:
                 queues=wanted.queues,
                 luns={at: self.units[name] for at, name in wanted.luns.items()},
                 number=number,
+                **_caps(wanted, backends),
             )
             stack.push_async_callback(hba.close)
             self.hbas.append(hba)
@@ -223,6 +224,24 @@ def _passthrough_unit(runtime: Runtime, backend: SgBackend) -> PassthroughUnit:
         identity=Identity(backend.serial, bytes.fromhex(backend.naa)),
         quiesce=runtime.quiesce,
     )
+
+
+def _caps(hba: HbaConfig, backends: Mapping[str, Backend]) -> dict[str, int]:
+    """What lowers the limits of an HBA. Raises `StartError` for what would raise one."""
+    devices = [backends[name] for name in dict.fromkeys(hba.luns.values())]
+    caps = {}
+    for option, cap in hba.caps.items():
+        name = option.replace("-", "_")
+        figures = [(int(getattr(DEFAULTS, name)), "the most that is offered")]
+        for device in devices:
+            if isinstance(device, SgBackend):
+                limit = getattr(device.limits, name)
+                figures.append((limit.value, f"{limit.source} of {device.spec}"))
+        most, source = min(figures)
+        if cap > most:
+            raise StartError(f"{option} {cap} is above {most}, {source}; it can only be lowered")
+        caps[name] = cap
+    return caps
 
 
 def attach_line(config: HbaConfig, hba: Hba) -> str:

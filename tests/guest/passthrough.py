@@ -127,6 +127,19 @@ def limit(kib: int) -> None:
     queue.joinpath("max_sectors_kb").write_text("1024")
 
 
+def lowered() -> None:
+    """A limit may be lowered, and not raised: the message says what the host gives."""
+    disk = ["0:0=sg:/dev/sda"]
+    caps = {"max-sectors": 64, "seg-max": 8, "cmd-per-lun": 3}
+    with InProcess(from_arguments(disk, caps=caps), memory=memory()) as machine:
+        config = machine.slots[0].hba.config
+        assert (config.max_sectors, config.seg_max, config.cmd_per_lun) == (64, 8, 3)
+    Path("/sys/block/sda/queue/max_sectors_kb").write_text("512")
+    wanted = from_arguments(disk, caps={"max-sectors": 1025})
+    with pytest.raises(StartError, match="above 1024, queue/max_sectors_kb"), InProcess(wanted):
+        pass
+
+
 def huge() -> None:
     """16 MiB in one command."""
     with open("/dev/sda", "wb", buffering=0) as disk:
@@ -377,6 +390,7 @@ def main() -> None:
     modules = sys.argv[1:]
     checks: dict[str, Callable[[], None]] = {
         **{f"limit-{kib}": partial(limit, kib) for kib in (4, 64, 1024)},
+        "lowered": lowered,
         "huge": huge,
         "tiny_segments": tiny_segments,
         "nodes": nodes,

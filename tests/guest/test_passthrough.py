@@ -22,6 +22,7 @@ CHECKS = (
     "limit-4",
     "limit-64",
     "limit-1024",
+    "lowered",
     "huge",
     "tiny_segments",
     "nodes",
