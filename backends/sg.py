@@ -72,6 +72,12 @@ class SgBackend(Backend):
             self._until_closed = stack.pop_all()
         self.engine = _dataplane.Engine.passthrough(self.passthrough)
 
+    def limit(self, name: str) -> tuple[int, str] | None:
+        for found in self.limits:
+            if found.name == name:
+                return found.value, f"{found.source} of {self.spec}"
+        return None
+
     def close(self) -> None:
         self._until_closed.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
@@ -13,14 +13,17 @@ from vscsi_emu.backends import BackendError, SpecError
 from vscsi_emu.backends.sg import SgBackend
 from vscsi_emu.host.errors import HostError
 from vscsi_emu.host.monitor import Change, Monitor
+from vscsi_emu.passthrough import PassthroughUnit
 from vscsi_emu.passthrough.capacity import read_capacity
+from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.sense import Asc
 
 if TYPE_CHECKING:
+    from vscsi_emu.backends import Backend
     from vscsi_emu.hba import Address, Hba
     from vscsi_emu.host.devices import ScsiDevice
-    from vscsi_emu.passthrough import PassthroughUnit
     from vscsi_emu.runtime import Runtime
+    from vscsi_emu.scsi.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 
@@ -58,13 +61,11 @@ class Follower:
         self,
         runtime: Runtime,
         followed: Iterable[Followed],
-        make_unit: Callable[[SgBackend], PassthroughUnit],
         opened: ExitStack,
     ) -> None:
         """What is opened is closed with `opened`, after the last I/O."""
         self._runtime = runtime
         self._followed = list(followed)
-        self._make_unit = make_unit
         self._opened = opened
         self._task: asyncio.Task[None] | None = None
 
@@ -121,7 +122,7 @@ class Follower:
             return
         self._opened.callback(backend.close)
         log.warning("%s is back, at %s", one.backend.spec, device)
-        one.backend, one.unit, one.there = backend, self._make_unit(backend), True
+        one.backend, one.unit, one.there = backend, passthrough_unit(self._runtime, backend), True
         for hba, address in one.places:
             if hba.nexus(address) is None:
                 hba.add_lun(address, one.unit)
@@ -146,18 +147,33 @@ class Follower:
         one.unit.resized(found)
 
 
+def passthrough_unit(runtime: Runtime, backend: Backend) -> PassthroughUnit:
+    """The unit that a device is. `backend` is an `SgBackend`."""
+    assert isinstance(backend, SgBackend)
+    return PassthroughUnit(
+        backend.passthrough,
+        backend.transfer_limits,
+        device_type=backend.device.type,
+        level=backend.level,
+        capacity=backend.capacity,
+        max_segments=backend.limits.seg_max.value,
+        commands=backend.limits.cmd_per_lun.value,
+        identity=Identity(backend.serial, bytes.fromhex(backend.naa)),
+        quiesce=runtime.quiesce,
+    )
+
+
 def followed(
-    backends: Mapping[str, SgBackend],
-    units: Mapping[str, PassthroughUnit],
+    backends: Mapping[str, Backend],
+    units: Mapping[str, LogicalUnit],
     places: Iterable[tuple[Hba, Mapping[Address, str]]],
 ) -> list[Followed]:
-    """All by the names of units."""
+    """The devices among them; all by the names of units."""
     where = [(hba, address, name) for hba, luns in places for address, name in luns.items()]
-    return [
-        Followed(
-            backend,
-            units[name],
-            tuple((hba, address) for hba, address, unit in where if unit == name),
-        )
-        for name, backend in backends.items()
-    ]
+    found = []
+    for name, backend in backends.items():
+        unit = units[name]
+        if isinstance(backend, SgBackend) and isinstance(unit, PassthroughUnit):
+            here = tuple((hba, address) for hba, address, at in where if at == name)
+            found.append(Followed(backend, unit, here))
+    return found

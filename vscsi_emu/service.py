@@ -8,13 +8,10 @@ import logging
 import signal
 from contextlib import AsyncExitStack, ExitStack
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vscsi_emu.backends import BackendError, SpecError, open_backend
-from vscsi_emu.backends.sg import SgBackend
-from vscsi_emu.follow import Follower, followed
 from vscsi_emu.hba import DEFAULTS, Hba
-from vscsi_emu.passthrough import PassthroughUnit
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.store import SavedStateError, StateStore
@@ -29,6 +26,9 @@ if TYPE_CHECKING:
     from vscsi_emu.config import Config, HbaConfig, LunConfig
 
 log = logging.getLogger(__name__)
+
+_PASSTHROUGH: Final = "sg"
+"""The scheme whose modules are imported only where it is used: servers are to start fast."""
 
 
 class StartError(Exception):
@@ -114,18 +114,15 @@ class Service:
         backends: Mapping[str, Backend],
         opened: ExitStack,
     ) -> None:
-        devices = {name: one for name, one in backends.items() if isinstance(one, SgBackend)}
-        if not devices:
+        if not any(lun.spec.scheme == _PASSTHROUGH for lun in self._config.luns):
             return
-        units = {
-            name: unit for name, unit in self.units.items() if isinstance(unit, PassthroughUnit)
-        }
+
+        from vscsi_emu.follow import Follower, followed
+
         places = [
             (hba, wanted.luns) for hba, wanted in zip(self.hbas, self._config.hbas, strict=True)
         ]
-        follower = Follower(
-            runtime, followed(devices, units, places), partial(_passthrough_unit, runtime), opened
-        )
+        follower = Follower(runtime, followed(backends, self.units, places), opened)
         stack.push_async_callback(follower.close)
         follower.start()
 
@@ -188,8 +185,10 @@ def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
 
 def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) -> LogicalUnit:
     spec = backend.spec
-    if isinstance(backend, SgBackend):
-        return _passthrough_unit(runtime, backend)
+    if spec.scheme == _PASSTHROUGH:
+        from vscsi_emu.follow import passthrough_unit
+
+        return passthrough_unit(runtime, backend)
     names = {"vendor": spec.vendor, "product": spec.product}
     return LogicalUnit(
         backend.engine,
@@ -212,20 +211,6 @@ def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) 
     )
 
 
-def _passthrough_unit(runtime: Runtime, backend: SgBackend) -> PassthroughUnit:
-    return PassthroughUnit(
-        backend.passthrough,
-        backend.transfer_limits,
-        device_type=backend.device.type,
-        level=backend.level,
-        capacity=backend.capacity,
-        max_segments=backend.limits.seg_max.value,
-        commands=backend.limits.cmd_per_lun.value,
-        identity=Identity(backend.serial, bytes.fromhex(backend.naa)),
-        quiesce=runtime.quiesce,
-    )
-
-
 def _caps(hba: HbaConfig, backends: Mapping[str, Backend]) -> dict[str, int]:
     """What lowers the limits of an HBA. Raises `StartError` for what would raise one."""
     devices = [backends[name] for name in dict.fromkeys(hba.luns.values())]
@@ -234,9 +219,8 @@ def _caps(hba: HbaConfig, backends: Mapping[str, Backend]) -> dict[str, int]:
         name = option.replace("-", "_")
         figures = [(int(getattr(DEFAULTS, name)), "the most that is offered")]
         for device in devices:
-            if isinstance(device, SgBackend):
-                limit = getattr(device.limits, name)
-                figures.append((limit.value, f"{limit.source} of {device.spec}"))
+            if (limit := device.limit(name)) is not None:
+                figures.append(limit)
         most, source = min(figures)
         if cap > most:
             raise StartError(f"{option} {cap} is above {most}, {source}; it can only be lowered")
