@@ -14,7 +14,7 @@ from vscsi_emu import _dataplane
 from vscsi_emu.backends.base import Backend, BackendError
 from vscsi_emu.backends.uri import LunSpec, SpecError, parse_switch
 from vscsi_emu.host.access import access
-from vscsi_emu.host.devices import SECTOR
+from vscsi_emu.host.devices import SECTOR, ScsiDevice
 from vscsi_emu.host.errors import HostError
 from vscsi_emu.host.find import find
 from vscsi_emu.host.limits import QueueLimits, queue_limits
@@ -25,7 +25,7 @@ from vscsi_emu.scsi.passing import Level, rules
 
 log = logging.getLogger(__name__)
 
-_MAX_THREADS: Final = 256
+_MAX_DEPTH: Final = 256
 _SG_IO_HDR, _SG_IO_V4 = 3, 4
 _PAGE_BYTES: Final = 64
 _UNMAP_BLOCKS: Final = slice(20, 24)
@@ -53,19 +53,20 @@ class SgBackend(Backend):
             raise BackendError(f"{spec}: {error}") from None
         if self.device.wwid:
             self.name = self.device.wwid
-        node = self._node()
-        self._check_access(node)
+        self.node: Final = self._node()
+        self._check_access(self.node)
         with ExitStack() as stack:
             self._hold(stack)
             # Sends commands, so after it is ours.
             self.limits: Final = queue_limits(self.device, commands=not serving)
             self.transfer_limits: Final = _transfer_limits(self.limits)
             self.passthrough: Final = _dataplane.Passthrough(
-                self._open(node, stack),
-                _SG_IO_V4 if node == self.device.bsg else _SG_IO_HDR,
+                self._open(self.node, stack),
+                _SG_IO_V4 if self.node == self.device.bsg else _SG_IO_HDR,
                 self.transfer_limits,
-                threads=max(1, min(self.limits.cmd_per_lun.value, _MAX_THREADS)),
+                depth=max(1, min(self.limits.cmd_per_lun.value, _MAX_DEPTH)),
                 rules=rules(self.device.type),
+                asynchronous=self.node == self.device.sg,
             )
             stack.callback(self.passthrough.close)
             self.capacity: Final = self._capacity()
@@ -76,6 +77,18 @@ class SgBackend(Backend):
         for found in self.limits:
             if found.name == name:
                 return found.value, f"{found.source} of {self.spec}"
+        return None
+
+    def like_node(self, device: ScsiDevice) -> Path | None:
+        """The node of `device`, which may be this one come back, that is of the same kind."""
+        own = self.device
+        for mine, theirs in (
+            (own.block, device.block),
+            (own.sg, device.sg),
+            (own.bsg, device.bsg),
+        ):
+            if mine == self.node:
+                return theirs
         return None
 
     def close(self) -> None:

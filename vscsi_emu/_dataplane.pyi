@@ -160,11 +160,13 @@ class Passthrough:
         interface: int,
         limits: PassthroughLimits,
         *,
-        threads: int,
+        depth: int,
         rules: Mapping[int, tuple[int, bool, int, int]],
+        asynchronous: bool = False,
     ) -> Self:
         """`fd` is dup'ed. `interface` 3: `sg_io_hdr`, of block nodes and ``/dev/sgN``; 4:
-        `sg_io_v4`, of bsg nodes. `threads`: commands in flight, 1 to 256. `rules`, by OPERATION
+        `sg_io_v4`, of bsg nodes. `depth`: commands in flight, 1 to 256; each keeps a thread busy
+        unless `asynchronous`, which ``/dev/sgN`` is. `rules`, by OPERATION
         CODE: timeout in seconds, whether its CDB is SBC's and may be split, first byte and size of
         its field for the length of data (size 0: not in bytes; first byte 0: as usual)."""
     def close(self) -> None:

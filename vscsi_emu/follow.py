@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from vscsi_emu.backends import BackendError, SpecError
 from vscsi_emu.backends.sg import SgBackend
+from vscsi_emu.host.devices import at
 from vscsi_emu.host.errors import HostError
 from vscsi_emu.host.monitor import Change, Monitor
 from vscsi_emu.passthrough import PassthroughUnit
@@ -128,9 +129,12 @@ class Follower:
                 hba.add_lun(address, one.unit)
 
     async def _reopened(self, one: Followed, device: ScsiDevice) -> SgBackend | None:
-        spec = replace(one.backend.spec, location=str(device.address))
         error: Exception | None = None
         for _ in range(_ATTEMPTS):
+            # Its drivers come one after the other.
+            device = at(device.address) or device
+            node = one.backend.like_node(device) or device.address
+            spec = replace(one.backend.spec, location=str(node))
             try:
                 return await asyncio.to_thread(SgBackend, spec, one.backend.name, serving=True)
             except (BackendError, SpecError) as found:

@@ -168,6 +168,28 @@ def nodes() -> None:
             assert result.sense[2] == 5, show(result)
 
 
+def pool_threads() -> int:
+    names = (path.read_text() for path in Path("/proc/self/task").glob("*/comm"))
+    return sum(name.startswith("vscsi-pool") for name in names)
+
+
+def many_in_flight() -> None:
+    """Commands run side by side; those that go through an sg node keep no threads waiting."""
+    for node, waits in (("/dev/sg0", False), ("/dev/sda", True)):
+        before = pool_threads()
+        with passing_to(f"sg:{node}") as machine:
+            machine.round_trip(0, pattern(MIB, 5))
+            with slowed(50):
+                began = time.monotonic()
+                items = in_flight(machine, 40)
+                assert (pool_threads() - before > 30) == waits, pool_threads()
+                answers = machine.device.wait_all(items)
+                assert time.monotonic() - began < 10, "one after the other"
+            assert all(answer.status == 0 for answer in answers)
+            data = b"".join(answer.data for answer in answers)
+            assert data == pattern(40 * BLOCK, 5)
+
+
 # ── Errors ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -324,12 +346,17 @@ def task_management() -> None:
 
 def unplugged() -> None:
     """A disk that goes takes its commands with it; the same disk is known when it comes back."""
-    with passing_to("sg:/dev/sda") as machine:
+    for node in ("sda", "sg0"):
+        unplug(node)
+
+
+def unplug(node: str) -> None:
+    with passing_to(f"sg:/dev/{node}") as machine:
         device = machine.device
         machine.round_trip(0, pattern(BLOCK, 1))
         with slowed(50):
             items = in_flight(machine, 3)
-            Path("/sys/block/sda/device/delete").write_text("1")
+            Path("/sys/bus/scsi/devices/0:0:0:0/delete").write_text("1")
             answers = device.wait_all(items)
         ends = {(answer.response, answer.status) for answer in answers}
         assert ends <= {(Response.OK, 0), (Response.BAD_TARGET, 0)}, ends
@@ -394,6 +421,7 @@ def main() -> None:
         "huge": huge,
         "tiny_segments": tiny_segments,
         "nodes": nodes,
+        "many_in_flight": many_in_flight,
         "errors": errors,
         "beyond_the_end": beyond_the_end,
         "filtered": filtered,

@@ -26,6 +26,7 @@ CHECKS = (
     "huge",
     "tiny_segments",
     "nodes",
+    "many_in_flight",
     "errors",
     "beyond_the_end",
     "filtered",

@@ -8,6 +8,7 @@ mod command;
 pub mod engine;
 pub mod limits;
 pub mod node;
+mod queue;
 mod sense;
 pub mod sg;
 mod status;
@@ -24,7 +25,8 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use libc::iovec;
 
 use limits::Limits;
-use node::{Call, Node, Reset};
+use node::{Node, Reset};
+use queue::Ended;
 use transfer::{Next, Transfer};
 
 use crate::pool::Pool;
@@ -154,12 +156,40 @@ impl Passthrough {
         data_in: &[iovec],
         done: impl FnOnce(Passed) + Send + 'static,
     ) {
+        let transfer = match Transfer::new(self, cdb, data_out, data_in) {
+            Ok(transfer) => transfer,
+            Err(passed) => return done(passed),
+        };
+        let done = Box::new(done);
+        let queued = self
+            .node
+            .load()
+            .as_ref()
+            .is_some_and(|node| node.queue().is_some());
+        if queued {
+            return self.fly(transfer, done);
+        }
         let device = self.clone();
-        match Transfer::new(self, cdb, data_out, data_in) {
-            Ok(transfer) => self
-                .pool
-                .run(Box::new(move || done(device.finish(transfer)))),
-            Err(passed) => done(passed),
+        self.pool
+            .run(Box::new(move || done(device.finish(transfer))));
+    }
+
+    /// Piece after piece, none of which keeps a thread waiting.
+    fn fly(self: &Arc<Self>, mut transfer: Transfer, done: Box<dyn FnOnce(Passed) + Send>) {
+        let piece = match transfer.next(self) {
+            Next::Piece(piece) => piece,
+            Next::Done(passed) => return done(passed),
+        };
+        let device = self.clone();
+        let ended: Ended = Box::new(move |piece, result| {
+            transfer.ended(&device, &piece, result);
+            drop(piece);
+            device.fly(transfer, done);
+        });
+        let node = self.node.load_full();
+        match node.as_ref().and_then(|node| node.queue()) {
+            Some(queue) => queue.submit(piece, ended),
+            None => ended(piece, Err(io::Error::from_raw_os_error(libc::ENODEV))),
         }
     }
 
@@ -177,14 +207,7 @@ impl Passthrough {
                 Next::Piece(piece) => piece,
                 Next::Done(passed) => return passed,
             };
-            let call = Call {
-                cdb: &piece.cdb,
-                direction: piece.direction,
-                iov: &piece.iov,
-                len: piece.len,
-                timeout_ms: piece.timeout_ms,
-            };
-            let result = self.with_node(|node| node.call(&call));
+            let result = self.with_node(|node| node.call(&piece.call()));
             transfer.ended(self, &piece, result);
         }
     }

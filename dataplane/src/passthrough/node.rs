@@ -4,6 +4,8 @@ use std::io;
 
 use libc::iovec;
 
+use super::queue::SgQueue;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
     None,
@@ -48,6 +50,11 @@ pub enum Reset {
 pub trait Node: Send + Sync {
     /// Blocks until the command has ended. An error: the host did not take it.
     fn call(&self, call: &Call<'_>) -> io::Result<Completion>;
+
+    /// Where commands can wait without a thread.
+    fn queue(&self) -> Option<&SgQueue> {
+        None
+    }
 
     fn reset(&self, scope: Reset) -> io::Result<()>;
 }

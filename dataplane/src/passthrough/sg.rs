@@ -8,12 +8,13 @@ use std::ptr;
 use libc::{c_int, c_uint, c_ulong, c_void, iovec};
 
 use super::node::{Call, Completion, Direction, Node, Reset};
+use super::queue::SgQueue;
 
 const SG_IO: c_ulong = 0x2285;
 const SG_SCSI_RESET: c_ulong = 0x2284;
 const SG_SCSI_RESET_NO_ESCALATE: c_int = 0x100;
 /// SCSI_SENSE_BUFFERSIZE is 96 today; more than this no sense data has (SPC-6 4.4).
-const MAX_SENSE: usize = 252;
+pub const MAX_SENSE: usize = 252;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Interface {
@@ -27,11 +28,12 @@ pub enum Interface {
 pub struct SgNode {
     fd: OwnedFd,
     interface: Interface,
+    queue: Option<SgQueue>,
 }
 
 /// `struct sg_io_hdr` (`scsi/sg.h`).
 #[repr(C)]
-struct SgIoHdr {
+pub struct SgIoHdr {
     interface_id: c_int,
     dxfer_direction: c_int,
     cmd_len: u8,
@@ -95,18 +97,14 @@ struct SgIoV4 {
     padding: u32,
 }
 
-impl SgNode {
-    pub fn new(fd: OwnedFd, interface: Interface) -> Self {
-        Self { fd, interface }
-    }
-
-    fn version_3(&self, call: &Call<'_>) -> io::Result<Completion> {
+impl SgIoHdr {
+    /// `id` comes back with the result of an asynchronous command.
+    pub fn new(call: &Call<'_>, sense: &mut [u8; MAX_SENSE], id: usize) -> io::Result<Self> {
         const DXFER_NONE: c_int = -1;
         const DXFER_TO_DEV: c_int = -2;
         const DXFER_FROM_DEV: c_int = -3;
         /// First come, first served, as the other interfaces do.
         const FLAG_Q_AT_TAIL: c_uint = 0x10;
-        let mut sense = [0; MAX_SENSE];
         let (iovec_count, dxferp) = match call.iov {
             [] => (0, ptr::null_mut()),
             [one] => (0, one.iov_base),
@@ -115,7 +113,7 @@ impl SgNode {
                 many.as_ptr().cast_mut().cast(),
             ),
         };
-        let mut header = SgIoHdr {
+        Ok(Self {
             interface_id: c_int::from(b'S'),
             dxfer_direction: match call.direction {
                 Direction::None => DXFER_NONE,
@@ -131,6 +129,24 @@ impl SgNode {
             sbp: sense.as_mut_ptr(),
             timeout: call.timeout_ms,
             flags: FLAG_Q_AT_TAIL,
+            usr_ptr: ptr::without_provenance_mut(id),
+            ..Self::empty()
+        })
+    }
+
+    pub fn empty() -> Self {
+        Self {
+            interface_id: 0,
+            dxfer_direction: 0,
+            cmd_len: 0,
+            mx_sb_len: 0,
+            iovec_count: 0,
+            dxfer_len: 0,
+            dxferp: ptr::null_mut(),
+            cmdp: ptr::null(),
+            sbp: ptr::null_mut(),
+            timeout: 0,
+            flags: 0,
             pack_id: 0,
             usr_ptr: ptr::null_mut(),
             status: 0,
@@ -142,15 +158,48 @@ impl SgNode {
             resid: 0,
             duration: 0,
             info: 0,
-        };
-        self.ioctl(SG_IO, (&raw mut header).cast())?;
-        Ok(Completion {
-            host: header.host_status,
-            driver: header.driver_status,
-            status: header.status,
-            sense: sense[..usize::from(header.sb_len_wr).min(MAX_SENSE)].to_vec(),
-            residual: residual(header.resid),
+        }
+    }
+
+    pub fn id(&self) -> usize {
+        self.usr_ptr.addr()
+    }
+
+    pub fn completion(&self, sense: &[u8]) -> Completion {
+        Completion {
+            host: self.host_status,
+            driver: self.driver_status,
+            status: self.status,
+            sense: sense[..usize::from(self.sb_len_wr).min(sense.len())].to_vec(),
+            residual: residual(self.resid),
+        }
+    }
+}
+
+impl SgNode {
+    pub fn new(fd: OwnedFd, interface: Interface) -> Self {
+        Self {
+            fd,
+            interface,
+            queue: None,
+        }
+    }
+
+    /// A `/dev/sgN` with so many commands in flight, which keep no thread waiting.
+    pub fn asynchronous(fd: OwnedFd, depth: usize) -> io::Result<Self> {
+        let queue = Some(SgQueue::new(&fd, depth)?);
+        Ok(Self {
+            fd,
+            interface: Interface::Version3,
+            queue,
         })
+    }
+
+    fn version_3(&self, call: &Call<'_>) -> io::Result<Completion> {
+        let mut sense = [0; MAX_SENSE];
+        let mut header = SgIoHdr::new(call, &mut sense, 0)?;
+        self.ioctl(SG_IO, (&raw mut header).cast())?;
+        Ok(header.completion(&sense))
     }
 
     fn version_4(&self, call: &Call<'_>) -> io::Result<Completion> {
@@ -218,6 +267,10 @@ impl Node for SgNode {
             Interface::Version3 => self.version_3(call),
             Interface::Version4 => self.version_4(call),
         }
+    }
+
+    fn queue(&self) -> Option<&SgQueue> {
+        self.queue.as_ref()
     }
 
     fn reset(&self, scope: Reset) -> io::Result<()> {

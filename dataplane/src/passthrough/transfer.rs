@@ -7,7 +7,7 @@ use std::sync::Arc;
 use libc::iovec;
 
 use super::limits::Limits;
-use super::node::{Completion, Direction};
+use super::node::{Call, Completion, Direction};
 use super::status::{judge, BUSY, CHECK_CONDITION, CONDITION_MET, GOOD};
 use super::{command, sense, unmap, Passed, Passthrough, Rule};
 use crate::engine::{total, trim, AlignedBuffer, Cursor, CHUNK};
@@ -22,14 +22,29 @@ const ROUND: u64 = 4096;
 
 /// What is handed to the host in one call.
 pub struct Piece {
-    pub cdb: Vec<u8>,
-    pub direction: Direction,
-    pub iov: Vec<iovec>,
-    pub len: u32,
-    pub timeout_ms: u32,
+    cdb: Vec<u8>,
+    direction: Direction,
+    iov: Vec<iovec>,
+    len: u32,
+    timeout_ms: u32,
     /// The data, where it is not where the guest has it.
     bounce: Option<AlignedBuffer>,
     blocks: u64,
+}
+
+// SAFETY: the iovecs point into `bounce`, or into memory that the caller keeps mapped.
+unsafe impl Send for Piece {}
+
+impl Piece {
+    pub fn call(&self) -> Call<'_> {
+        Call {
+            cdb: &self.cdb,
+            direction: self.direction,
+            iov: &self.iov,
+            len: self.len,
+            timeout_ms: self.timeout_ms,
+        }
+    }
 }
 
 pub enum Next {

@@ -15,7 +15,7 @@ use crate::passthrough::{self, LengthField, Rule};
 
 /// More than any command has that Python sends.
 const MAX_DATA: usize = 1 << 20;
-const MAX_THREADS: usize = 256;
+const MAX_DEPTH: usize = 256;
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
 pub struct PassthroughLimits(Limits);
@@ -80,13 +80,14 @@ impl Passthrough {
 #[pymethods]
 impl Passthrough {
     #[new]
-    #[pyo3(signature = (fd, interface, limits, *, threads, rules))]
+    #[pyo3(signature = (fd, interface, limits, *, depth, rules, asynchronous=false))]
     fn new(
         fd: i32,
         interface: u8,
         limits: &PassthroughLimits,
-        threads: usize,
+        depth: usize,
         rules: HashMap<u8, (u32, bool, u8, u8)>,
+        asynchronous: bool,
     ) -> PyResult<Self> {
         let interface = match interface {
             3 => Interface::Version3,
@@ -97,9 +98,9 @@ impl Passthrough {
                 )))
             }
         };
-        if !(1..=MAX_THREADS).contains(&threads) {
+        if !(1..=MAX_DEPTH).contains(&depth) {
             return Err(PyValueError::new_err(format!(
-                "{threads} threads are not within 1 to {MAX_THREADS}"
+                "{depth} commands in flight are not within 1 to {MAX_DEPTH}"
             )));
         }
         let mut table = Box::new([Rule::default(); 256]);
@@ -110,13 +111,18 @@ impl Passthrough {
                 length: (at > 0).then_some(LengthField { at, size }),
             };
         }
-        let node = Box::new(SgNode::new(duplicate(fd)?, interface));
+        let fd = duplicate(fd)?;
+        let node = Box::new(if asynchronous {
+            SgNode::asynchronous(fd, depth)?
+        } else {
+            SgNode::new(fd, interface)
+        });
         let limits = Limits {
             scatter: interface == Interface::Version3,
             ..limits.0.clone()
         };
         Ok(Self {
-            device: Arc::new(passthrough::Passthrough::new(node, table, limits, threads)),
+            device: Arc::new(passthrough::Passthrough::new(node, table, limits, depth)),
             interface,
         })
     }
