@@ -15,7 +15,7 @@ from vscsi_emu.host.devices import at
 from vscsi_emu.host.errors import HostError
 from vscsi_emu.host.monitor import Change, Monitor
 from vscsi_emu.passthrough import PassthroughUnit
-from vscsi_emu.passthrough.capacity import read_capacity
+from vscsi_emu.passthrough.capacity import NONE, read_capacity
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.sense import Asc
 
@@ -102,9 +102,9 @@ class Follower:
             case "added" if not one.there:
                 await self._back(one, change.device)
             case "changed" if one.there and {"size", "block_size"} & {*change.changed}:
-                await self._resized(one)
+                await self._resized(one, change.device)
             case "attention" if one.there and change.attention == _CAPACITY:
-                await self._resized(one)
+                await self._resized(one, change.device)
 
     async def _gone(self, one: Followed) -> None:
         """The host ends the commands in flight; new ones find no target."""
@@ -143,9 +143,11 @@ class Follower:
         log.error("%s is back, but cannot be served: %s", one.backend.spec, error)
         return None
 
-    async def _resized(self, one: Followed) -> None:
+    async def _resized(self, one: Followed, device: ScsiDevice) -> None:
+        if device.state != "running" or device.size is None:
+            return  # on its way out: sizes vanish first
         found = await asyncio.to_thread(read_capacity, one.backend.passthrough)
-        if found == one.unit.capacity:
+        if found in (NONE, one.unit.capacity):
             return
         log.warning("%s has %d blocks of %d bytes now", one.backend.spec, *reversed(found))
         one.unit.resized(found)

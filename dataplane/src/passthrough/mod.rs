@@ -80,7 +80,7 @@ pub struct Passed {
 /// A device of the host.
 pub struct Passthrough {
     /// None once it is closed, or gone.
-    node: ArcSwapOption<Box<dyn Node>>,
+    way: ArcSwapOption<Way>,
     rules: Box<[Rule; 256]>,
     limits: ArcSwap<Limits>,
     /// Bytes; 0 where the device has none, or they are not known.
@@ -90,7 +90,12 @@ pub struct Passthrough {
     /// The format of sense data of our own: that of the device's.
     descriptor_sense: AtomicBool,
     pub counters: Counters,
-    /// Its own, so that a device that hangs holds up no other.
+}
+
+/// How commands get there.
+struct Way {
+    node: Box<dyn Node>,
+    /// For calls that block; its own, so that a device that hangs holds up no other.
     pool: Pool,
 }
 
@@ -103,8 +108,10 @@ impl Passthrough {
         threads: usize,
     ) -> Self {
         Self {
-            pool: Pool::new(threads),
-            node: ArcSwapOption::from_pointee(node),
+            way: ArcSwapOption::from_pointee(Way {
+                node,
+                pool: Pool::new(threads),
+            }),
             rules,
             limits: ArcSwap::from_pointee(limits),
             block_size: AtomicU32::new(0),
@@ -117,7 +124,7 @@ impl Passthrough {
     /// Commands that begin from now on end with BAD_TARGET; the node is closed with the last of
     /// those that run.
     pub fn close(&self) {
-        self.node.store(None);
+        self.way.store(None);
     }
 
     pub fn reset(&self, scope: Reset) -> io::Result<()> {
@@ -125,8 +132,8 @@ impl Passthrough {
     }
 
     fn with_node<T>(&self, ask: impl FnOnce(&dyn Node) -> io::Result<T>) -> io::Result<T> {
-        match self.node.load_full() {
-            Some(node) => ask(node.as_ref().as_ref()),
+        match self.way.load_full() {
+            Some(way) => ask(way.node.as_ref()),
             None => Err(io::Error::from_raw_os_error(libc::ENODEV)),
         }
     }
@@ -160,18 +167,13 @@ impl Passthrough {
             Ok(transfer) => transfer,
             Err(passed) => return done(passed),
         };
-        let done = Box::new(done);
-        let queued = self
-            .node
-            .load()
-            .as_ref()
-            .is_some_and(|node| node.queue().is_some());
-        if queued {
-            return self.fly(transfer, done);
-        }
         let device = self.clone();
-        self.pool
-            .run(Box::new(move || done(device.finish(transfer))));
+        match self.way.load_full() {
+            Some(way) if way.node.queue().is_none() => way
+                .pool
+                .run(Box::new(move || done(device.finish(transfer)))),
+            _ => self.fly(transfer, Box::new(done)),
+        }
     }
 
     /// Piece after piece, none of which keeps a thread waiting.
@@ -186,8 +188,8 @@ impl Passthrough {
             drop(piece);
             device.fly(transfer, done);
         });
-        let node = self.node.load_full();
-        match node.as_ref().and_then(|node| node.queue()) {
+        let way = self.way.load_full();
+        match way.as_ref().and_then(|way| way.node.queue()) {
             Some(queue) => queue.submit(piece, ended),
             None => ended(piece, Err(io::Error::from_raw_os_error(libc::ENODEV))),
         }
