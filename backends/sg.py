@@ -79,6 +79,17 @@ class SgBackend(Backend):
                 return found.value, f"{found.source} of {self.spec}"
         return None
 
+    def is_it(self, device: ScsiDevice) -> bool:
+        """Whether this is the device, by name where it has one: addresses are given anew."""
+        own = self.device
+        if own.wwid or device.wwid:
+            return own.wwid == device.wwid
+        return (own.address, own.vendor, own.model) == (
+            device.address,
+            device.vendor,
+            device.model,
+        )
+
     def like_node(self, device: ScsiDevice) -> Path | None:
         """The node of `device`, which may be this one come back, that is of the same kind."""
         own = self.device

@@ -17,9 +17,11 @@ from vscsi_emu.scsi.identity import MAX_SERIAL, PRODUCT_SIZE, VENDOR_SIZE
 
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
+MAX_QUEUE_DEPTH: Final = 65535
 MAX_PHYSICAL_BLOCK: Final = 1 << 20
 
-_ADDRESS: Final = re.compile(r"(\d+):(\d+)=", re.ASCII)
+ADDRESS: Final = re.compile(r"(\d+):(\d+)", re.ASCII)
+"""TARGET:LUN."""
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):")
 _SIZE: Final = re.compile(r"(\d+)([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -50,6 +52,14 @@ class LunSpec:
     lbprz: bool = False
     removable: bool = False
     write_cache: bool = True
+    thin: int | None = None
+    """Bytes of space that its blocks may take."""
+    pool: str | None = None
+    """Name of that space, which all units with this name share."""
+    soft_threshold: int | None = None
+    """Percent of the space in use at which initiators are told."""
+    queue_depth: int | None = None
+    """The most commands in the task set, then TASK SET FULL."""
     state: str | None = None
     """File that keeps what must outlive the server, such as persistent reservations."""
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -78,7 +88,7 @@ def parse_switch(text: str) -> bool:
 
 def parse_address(text: str) -> Address:
     """(target, LUN) of ``3:2``."""
-    match = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    match = ADDRESS.fullmatch(text)
     if not match:
         raise SpecError(f"{text!r} is not TARGET:LUN; write for example 0:0")
     target, lun = int(match[1]), int(match[2])
@@ -115,11 +125,30 @@ def _cache(text: str) -> bool:
 
 
 def _rotation_rate(text: str) -> int:
-    # MEDIUM ROTATION RATE of VPD page B1h (SBC-5 6.6.3): the other values are reserved.
+    # MEDIUM ROTATION RATE of VPD page B1h (SBC-4 6.6.2): the other values are reserved.
     rate = int(text) if text.isascii() and text.isdecimal() else -1
     if rate not in (0, 1) and not 0x401 <= rate <= 0xFFFE:
         raise SpecError(f"{text!r} is not 0 (unknown), 1 (solid state) or 1025 to 65534 rpm")
     return rate
+
+
+def _pool(text: str) -> str:
+    if not text:
+        raise SpecError("names no pool")
+    return text
+
+
+def _percent(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 100):
+        raise SpecError(f"{text!r} is not a percentage from 1 to 100")
+    return int(text)
+
+
+def _queue_depth(text: str) -> int:
+    depth = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= depth <= MAX_QUEUE_DEPTH:
+        raise SpecError(f"{text!r} is not a number of commands from 1 to {MAX_QUEUE_DEPTH}")
+    return depth
 
 
 def _naa(text: str) -> str:
@@ -163,8 +192,12 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "rotation-rate": _Key("rotation_rate", _rotation_rate),
         "discard": _Key("discard", parse_switch),
         "lbprz": _Key("lbprz", parse_switch),
+        "thin": _Key("thin", parse_size),
+        "pool": _Key("pool", _pool),
+        "soft-threshold": _Key("soft_threshold", _percent),
         "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
+        "queue-depth": _Key("queue_depth", _queue_depth),
         "state": _Key("state", _path),
     }
 )
@@ -178,9 +211,9 @@ def parse_lun(text: str) -> tuple[Address | None, LunSpec]:
     """The address, if one is given, and the logical unit of a ``--lun`` argument."""
     address: Address | None = None
     rest = text
-    if match := _ADDRESS.match(text):
-        address = parse_address(match[0][:-1])
-        rest = text[match.end() :]
+    place, has_address, behind = text.partition("=")
+    if has_address and ADDRESS.fullmatch(place):
+        address, rest = parse_address(place), behind
     uri, *options = _split_commas(rest)
     spec = parse_uri(uri)
     for option in options:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from vscsi_emu.backends.uri import (
     parse_uri,
     with_key,
 )
+from vscsi_emu.scsi.port_groups import MAX_PORT_GROUP
 
 MAX_QUEUES: Final = 254
 """Request queues of one HBA: vhost-user numbers 256 rings, two of which are not for requests."""
@@ -32,8 +33,16 @@ MAX_HBAS: Final = 255
 _LUN_KEYS: Final = ("id", "uri")
 CAPS: Final[tuple[str, ...]] = ("max-sectors", "seg-max", "cmd-per-lun")
 """Limits of the configuration space that may be lowered."""
-
-_HBA_KEYS: Final = ("socket", "queues", "luns", "initiator", "in-band", "access-platform", *CAPS)
+_HBA_KEYS: Final = (
+    "socket",
+    "queues",
+    "luns",
+    "initiator",
+    "port-group",
+    "in-band",
+    "access-platform",
+    *CAPS,
+)
 
 
 class ConfigError(ValueError):
@@ -47,6 +56,12 @@ class LunConfig:
 
     name: str
     spec: LunSpec
+    unit_id: str | None = None
+
+    @property
+    def id(self) -> str:
+        """What people call it."""
+        return self.unit_id or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +76,9 @@ class HbaConfig:
     """The `LunConfig.name` of each address."""
     initiator: str | None = None
     """NAA name of its initiator port, 16 hex digits; derived from the socket when None."""
+    port_group: int | None = None
+    """Target port group of its targets, 1 to 65535; its place among the HBAs, from 1,
+    when None."""
     in_band: bool = False
     """Offer in-band notifications: slower, for front ends that need them."""
     access_platform: bool = False
@@ -94,34 +112,23 @@ def from_arguments(
     check_queues(queues, "--queues")
     for name, cap in (caps or {}).items():
         _check_cap(cap, f"--{name}")
-    parsed: list[tuple[Address | None, LunSpec, str]] = []
+    parsed: list[tuple[Address | None, LunSpec]] = []
     for text in luns:
         try:
-            parsed.append((*parse_lun(text), text))
+            parsed.append(parse_lun(text))
         except SpecError as error:
             raise ConfigError(f"--lun {text}: {error}") from None
-    table: dict[Address, LunSpec] = {}
-    for address, spec, text in parsed:
-        if address is None:
-            continue
-        if address in table:
-            raise ConfigError(
-                f"--lun {text}: {table[address]} is at {_show(address)} already; "
-                "give one of them another address"
-            )
-        table[address] = spec
-    free = (target for target in range(MAX_TARGET + 1) if (target, 0) not in table)
-    for address, spec, text in parsed:
-        if address is None:
-            target = next(free, -1)
-            if target < 0:
-                raise ConfigError(f"--lun {text}: no target is free; give TARGET:LUN=")
-            table[target, 0] = spec
+    try:
+        table = place(parsed)
+    except ConfigError as error:
+        raise ConfigError(f"--lun {error}") from None
     # Memory disks of two servers must not look like one disk with two paths.
     origin = os.path.abspath(socket) if socket else f"fd {fd}"
     names = {address: f"{origin}#{_show(address)}" for address in table}
     return Config(
-        tuple(LunConfig(names[address], spec) for address, spec in table.items()),
+        tuple(
+            LunConfig(names[address], spec, default_id(address)) for address, spec in table.items()
+        ),
         (
             HbaConfig(
                 socket,
@@ -134,6 +141,36 @@ def from_arguments(
             ),
         ),
     )
+
+
+def place(
+    luns: Iterable[tuple[Address | None, LunSpec]], *, taken: Container[Address] = ()
+) -> dict[Address, LunSpec]:
+    """Units by address. One without becomes LUN 0 of the first target that has none.
+
+    `taken`: addresses that have units already. Raises `ConfigError`.
+    """
+    table: dict[Address, LunSpec] = {}
+    bare: list[LunSpec] = []
+    for address, spec in luns:
+        if address is None:
+            bare.append(spec)
+        elif address in table or address in taken:
+            at = _show(address)
+            first = f"{table[address]} is" if address in table else "another unit is"
+            raise ConfigError(
+                f"{at}={spec}: {first} at {at} already; give one of them another address"
+            )
+        else:
+            table[address] = spec
+    targets = range(MAX_TARGET + 1)
+    free = (n for n in targets if (n, 0) not in table and (n, 0) not in taken)
+    for spec in bare:
+        target = next(free, -1)
+        if target < 0:
+            raise ConfigError(f"{spec}: no target is free; give TARGET:LUN=")
+        table[target, 0] = spec
+    return table
 
 
 def from_file(path: str) -> Config:
@@ -206,7 +243,7 @@ class _Reader:
                 raise self._error(where, key, str(error)) from None
         if spec.state is not None:
             spec = replace(spec, state=str(self._folder / spec.state))
-        return LunConfig(f"{Path(self._path).absolute()}#{name}", spec)
+        return LunConfig(f"{Path(self._path).absolute()}#{name}", spec, name)
 
     def _hba(self, table: dict[str, Any], where: str, units: Mapping[str, LunConfig]) -> HbaConfig:
         socket = str(self._folder / self._string(table, "socket", where))
@@ -219,6 +256,10 @@ class _Reader:
             check_queues(queues, "queues")
         except ConfigError as error:
             raise ConfigError(f"{self._path}: {where}: {error}") from None
+        port_group = table.get("port-group")
+        if port_group is not None and not _is_port_group(port_group):
+            problem = f"{port_group!r} is not a whole number from 1 to {MAX_PORT_GROUP}"
+            raise self._error(where, "port-group", problem)
         in_band = self._flag(table, "in-band", where)
         access_platform = self._flag(table, "access-platform", where)
         initiator = self._string(table, "initiator", where) if "initiator" in table else None
@@ -226,7 +267,7 @@ class _Reader:
             problem = f"{initiator!r} is not 16 hex digits that start with 2, 3 or 5 (an NAA name)"
             raise self._error(where, "initiator", problem)
         luns = table.get("luns")
-        if not isinstance(luns, dict) or not luns:
+        if not isinstance(luns, dict):
             raise self._error(where, "luns", 'is no table such as {"0:0" = "id of a [[lun]]"}')
         mapped: dict[Address, str] = {}
         for text, unit in luns.items():
@@ -245,7 +286,9 @@ class _Reader:
                 )
             mapped[address] = units[unit].name
         caps = {name: self._cap(table, name, where) for name in CAPS if name in table}
-        return HbaConfig(socket, None, queues, mapped, initiator, in_band, access_platform, caps)
+        return HbaConfig(
+            socket, None, queues, mapped, initiator, port_group, in_band, access_platform, caps
+        )
 
     def _cap(self, table: dict[str, Any], key: str, where: str) -> int:
         value = table[key]
@@ -290,6 +333,10 @@ class _Reader:
         )
 
 
+def _is_port_group(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_PORT_GROUP
+
+
 def check_queues(queues: int, name: str) -> None:
     if not 1 <= queues <= MAX_QUEUES:
         raise ConfigError(f"{name} {queues}: use 1 to {MAX_QUEUES}")
@@ -298,6 +345,11 @@ def check_queues(queues: int, name: str) -> None:
 def _check_cap(cap: int, name: str) -> None:
     if cap < 1:
         raise ConfigError(f"{name} {cap}: use 1 or more")
+
+
+def default_id(address: Address) -> str:
+    """What a unit that was given none is called, by its first address."""
+    return f"disk-{address[0]}-{address[1]}"
 
 
 def _as_text(value: object) -> str:

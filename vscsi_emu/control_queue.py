@@ -11,7 +11,7 @@ import logging
 from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING
 
-from vscsi_emu.scsi.sense import Asc
+from vscsi_emu.scsi.task_set import clear
 from vscsi_emu.virtio.scsi import (
     FUNCTION_COMPLETE,
     SINGLE_LEVEL,
@@ -81,34 +81,36 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
     if isinstance(nexus, Response):
         return nexus
     runtime, port, lu = hba.runtime, hba.port, nexus.unit.data_plane
+    mine = nexus.data_plane
     match tmf.subtype:
         case TmfType.ABORT_TASK:
-            # SAM-6 7.2: complete too when there is no such command.
-            if not await _ended(
-                nexus.unit, runtime.abort(Response.ABORTED, port=port, lu=lu, tag=tmf.id)
-            ):
+            # SAM-6: complete too when there is no such command.
+            aborting = runtime.abort(Response.ABORTED, port=port, nexus=mine, tag=tmf.id)
+            if not await _ended(nexus.unit, aborting):
                 return Response.FUNCTION_REJECTED
         case TmfType.ABORT_TASK_SET:
-            if not await _ended(nexus.unit, runtime.abort(Response.ABORTED, port=port, lu=lu)):
+            if not await _ended(nexus.unit, nexus.abort()):
                 return Response.FUNCTION_REJECTED
         case TmfType.CLEAR_TASK_SET:
-            # TST is 000b: one task set for all nexuses.
-            if not await _ended(nexus.unit, runtime.abort(Response.ABORTED, lu=lu)):
+            if not await _ended(nexus.unit, clear(nexus.unit, nexus)):
                 return Response.FUNCTION_REJECTED
-            nexus.unit.establish(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, but=nexus)
+        case TmfType.CLEAR_ACA if not mine.clear_aca() and lu.aca:
+            # SAM-6: from the faulted nexus only.
+            return Response.FUNCTION_REJECTED
+        case TmfType.CLEAR_ACA:
+            pass
         case TmfType.LOGICAL_UNIT_RESET:
             if not await _interrupted([nexus.unit], [runtime.abort(Response.RESET, lu=lu)]):
                 return Response.FAILURE
             with hba.resetting(nexus):
                 nexus.unit.reset()
         case TmfType.QUERY_TASK:
-            if await runtime.query(port=port, lu=lu, tag=tmf.id):
+            if await runtime.query(port=port, nexus=mine, tag=tmf.id):
                 return Response.FUNCTION_SUCCEEDED
         case TmfType.QUERY_TASK_SET:
-            if await runtime.query(port=port, lu=lu):
+            if await runtime.query(port=port, nexus=mine):
                 return Response.FUNCTION_SUCCEEDED
         case _:
-            # CLEAR ACA belongs to ACA, which INQUIRY's NORMACA says is not supported here.
             return Response.FUNCTION_REJECTED
     return FUNCTION_COMPLETE
 
@@ -118,17 +120,18 @@ async def _reset_nexus(hba: Hba, lun: bytes) -> Response:
     target = _target(hba, lun)
     if target is None:
         return Response.BAD_TARGET
-    units = [nexus.unit for nexus in target.nexuses.values()]
     aborting = [
-        hba.runtime.abort(Response.RESET, port=hba.port, lu=unit.data_plane) for unit in units
+        hba.runtime.abort(Response.RESET, port=hba.port, nexus=nexus.data_plane)
+        for nexus in target.nexuses.values()
     ]
+    units = [nexus.unit for nexus in target.nexuses.values()]
     if not await _interrupted(units, aborting):
         return Response.FAILURE
     target.nexus_loss()
     return FUNCTION_COMPLETE
 
 
-async def _ended(unit: LogicalUnit, aborting: Awaitable[int]) -> bool:
+async def _ended(unit: LogicalUnit, aborting: Awaitable[object]) -> bool:
     """Whether the commands that were hit are over. A device of the host may keep its own."""
     try:
         await asyncio.wait_for(aborting, unit.abort_seconds)
@@ -137,7 +140,7 @@ async def _ended(unit: LogicalUnit, aborting: Awaitable[int]) -> bool:
     return True
 
 
-async def _interrupted(units: Iterable[LogicalUnit], aborting: Iterable[Awaitable[int]]) -> bool:
+async def _interrupted(units: Iterable[LogicalUnit], aborting: Iterable[Awaitable[object]]) -> bool:
     """As `_ended`, of units that are reset: devices let go of their commands then."""
     interrupting = [unit.interrupt() for unit in units]
     try:

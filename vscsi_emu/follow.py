@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
-from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu.backends import BackendError, SpecError
@@ -21,10 +19,11 @@ from vscsi_emu.scsi.sense import Asc
 
 if TYPE_CHECKING:
     from vscsi_emu.backends import Backend
+    from vscsi_emu.disk import Disk
     from vscsi_emu.hba import Address, Hba
     from vscsi_emu.host.devices import ScsiDevice
     from vscsi_emu.runtime import Runtime
-    from vscsi_emu.scsi.unit import LogicalUnit
+    from vscsi_emu.service import Service
 
 log = logging.getLogger(__name__)
 
@@ -34,40 +33,13 @@ _PAUSE_SECONDS: Final = 0.25
 """A device is told of before its nodes are there."""
 
 
-@dataclass(slots=True)
-class Followed:
-    """A device and the unit that it is, at these places."""
-
-    backend: SgBackend
-    unit: PassthroughUnit
-    places: tuple[tuple[Hba, Address], ...]
-    there: bool = True
-
-    def is_it(self, device: ScsiDevice) -> bool:
-        """By name where it has one: addresses are given anew."""
-        own = self.backend.device
-        if own.wwid or device.wwid:
-            return own.wwid == device.wwid
-        return (own.address, own.vendor, own.model) == (
-            device.address,
-            device.vendor,
-            device.model,
-        )
-
-
 class Follower:
     """Unplugs units whose devices are gone, and plugs them in again when the same come back."""
 
-    def __init__(
-        self,
-        runtime: Runtime,
-        followed: Iterable[Followed],
-        opened: ExitStack,
-    ) -> None:
-        """What is opened is closed with `opened`, after the last I/O."""
-        self._runtime = runtime
-        self._followed = list(followed)
-        self._opened = opened
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._away: dict[Disk, list[tuple[Hba, Address]]] = {}
+        """Disks whose devices are gone, and where they were."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -87,70 +59,87 @@ class Follower:
 
     async def _follow(self, monitor: Monitor) -> None:
         async for change in monitor:
-            for one in self._followed:
-                if one.is_it(change.device):
+            for disk in list(self._service.disks.values()):
+                backend, unit = disk.backend, disk.unit
+                if (
+                    isinstance(backend, SgBackend)
+                    and isinstance(unit, PassthroughUnit)
+                    and backend.is_it(change.device)
+                ):
                     try:
-                        await self._apply(one, change)
+                        await self._apply(disk, backend, unit, change)
                     except Exception:
-                        log.exception("internal error while following %s", one.backend.spec)
+                        log.exception("internal error while following %s", backend.spec)
 
-    async def _apply(self, one: Followed, change: Change) -> None:
-        address = change.device.address
+    async def _apply(
+        self, disk: Disk, backend: SgBackend, unit: PassthroughUnit, change: Change
+    ) -> None:
+        device, there = change.device, disk not in self._away
         match change.kind:
-            case "removed" if one.there and address == one.backend.device.address:
-                await self._gone(one)
-            case "added" if not one.there:
-                await self._back(one, change.device)
-            case "changed" if one.there and {"size", "block_size"} & {*change.changed}:
-                await self._resized(one, change.device)
-            case "attention" if one.there and change.attention == _CAPACITY:
-                await self._resized(one, change.device)
+            case "removed" if there and device.address == backend.device.address:
+                await self._gone(disk, backend)
+            case "added" if not there:
+                await self._back(disk, backend, device)
+            case "changed" if there and {"size", "block_size"} & {*change.changed}:
+                await self._resized(backend, unit, device)
+            case "attention" if there and change.attention == _CAPACITY:
+                await self._resized(backend, unit, device)
 
-    async def _gone(self, one: Followed) -> None:
+    async def _gone(self, disk: Disk, backend: SgBackend) -> None:
         """The host ends the commands in flight; new ones find no target."""
-        log.warning("%s is gone from the host", one.backend.spec)
-        one.there = False
-        one.backend.passthrough.close()
-        await self._runtime.quiesce(one.unit.data_plane)
-        for hba, address in one.places:
-            if (nexus := hba.nexus(address)) is not None and nexus.unit is one.unit:
-                await hba.remove_lun(address)
-        one.backend.close()
+        log.warning("%s is gone from the host", backend.spec)
+        places = [
+            (hba, address)
+            for hba in self._service.hbas
+            for address, unit in hba.luns.items()
+            if unit is disk.unit
+        ]
+        self._away[disk] = places
+        backend.passthrough.close()
+        await disk.unit.quiesce()
+        for hba, address in places:
+            await hba.remove_lun(address)
+        backend.close()
 
-    async def _back(self, one: Followed, device: ScsiDevice) -> None:
-        backend = await self._reopened(one, device)
+    async def _back(self, disk: Disk, old: SgBackend, device: ScsiDevice) -> None:
+        backend = await _reopened(old, device)
         if backend is None:
             return
-        self._opened.callback(backend.close)
-        log.warning("%s is back, at %s", one.backend.spec, device)
-        one.backend, one.unit, one.there = backend, passthrough_unit(self._runtime, backend), True
-        for hba, address in one.places:
+        places = self._away.pop(disk)
+        if self._service.disks.get(disk.id) is not disk:
+            backend.close()
+            return
+        log.warning("%s is back, at %s", old.spec, device)
+        unit = passthrough_unit(self._service.runtime, backend)
+        self._service.renew(disk, backend, unit)
+        for hba, address in places:
             if hba.nexus(address) is None:
-                hba.add_lun(address, one.unit)
+                hba.add_lun(address, unit)
 
-    async def _reopened(self, one: Followed, device: ScsiDevice) -> SgBackend | None:
-        error: Exception | None = None
-        for _ in range(_ATTEMPTS):
-            # Its drivers come one after the other.
-            device = at(device.address) or device
-            node = one.backend.like_node(device) or device.address
-            spec = replace(one.backend.spec, location=str(node))
-            try:
-                return await asyncio.to_thread(SgBackend, spec, one.backend.name, serving=True)
-            except (BackendError, SpecError) as found:
-                error = found
-            await asyncio.sleep(_PAUSE_SECONDS)
-        log.error("%s is back, but cannot be served: %s", one.backend.spec, error)
-        return None
-
-    async def _resized(self, one: Followed, device: ScsiDevice) -> None:
+    async def _resized(self, backend: SgBackend, unit: PassthroughUnit, device: ScsiDevice) -> None:
         if device.state != "running" or device.size is None:
             return  # on its way out: sizes vanish first
-        found = await asyncio.to_thread(read_capacity, one.backend.passthrough)
-        if found in (NONE, one.unit.capacity):
+        found = await asyncio.to_thread(read_capacity, backend.passthrough)
+        if found in (NONE, unit.capacity):
             return
-        log.warning("%s has %d blocks of %d bytes now", one.backend.spec, *reversed(found))
-        one.unit.resized(found)
+        log.warning("%s has %d blocks of %d bytes now", backend.spec, *reversed(found))
+        unit.resized(found)
+
+
+async def _reopened(old: SgBackend, device: ScsiDevice) -> SgBackend | None:
+    error: Exception | None = None
+    for _ in range(_ATTEMPTS):
+        # Its drivers come one after the other.
+        device = at(device.address) or device
+        node = old.like_node(device) or device.address
+        spec = replace(old.spec, location=str(node))
+        try:
+            return await asyncio.to_thread(SgBackend, spec, old.name, serving=True)
+        except (BackendError, SpecError) as found:
+            error = found
+        await asyncio.sleep(_PAUSE_SECONDS)
+    log.error("%s is back, but cannot be served: %s", old.spec, error)
+    return None
 
 
 def passthrough_unit(runtime: Runtime, backend: Backend) -> PassthroughUnit:
@@ -167,19 +156,3 @@ def passthrough_unit(runtime: Runtime, backend: Backend) -> PassthroughUnit:
         identity=Identity(backend.serial, bytes.fromhex(backend.naa)),
         quiesce=runtime.quiesce,
     )
-
-
-def followed(
-    backends: Mapping[str, Backend],
-    units: Mapping[str, LogicalUnit],
-    places: Iterable[tuple[Hba, Mapping[Address, str]]],
-) -> list[Followed]:
-    """The devices among them; all by the names of units."""
-    where = [(hba, address, name) for hba, luns in places for address, name in luns.items()]
-    found = []
-    for name, backend in backends.items():
-        unit = units[name]
-        if isinstance(backend, SgBackend) and isinstance(unit, PassthroughUnit):
-            here = tuple((hba, address) for hba, address, at in where if at == name)
-            found.append(Followed(backend, unit, here))
-    return found

@@ -6,10 +6,13 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
+from vscsi_emu.journal import Journal
 from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
@@ -19,9 +22,11 @@ if TYPE_CHECKING:
         GuestMemory,
         Inbox,
         Lu,
+        Nexus,
         Notice,
         Port,
         Queue,
+        Space,
         Worker,
     )
 
@@ -37,6 +42,7 @@ class PortOwner(Protocol):
     def on_command(self, command: Command) -> None: ...
     def on_control(self, control: Control) -> None: ...
     def on_event_buffers(self, queue: Queue) -> None: ...
+    def on_fault(self, nexus: Nexus, until: int) -> None: ...
     def on_miss(self, queue: Queue, iova: int, access: int) -> None: ...
     def on_denied(self, queue: Queue, iova: int, access: int) -> None: ...
     def on_broken(self, queue: Queue, text: str) -> None: ...
@@ -60,6 +66,8 @@ class Runtime:
         self._inband: dict[int, Callable[[int], None]] = {}
         self._owners: dict[Port, PortOwner] = {}
         self._queues: dict[Queue, PortOwner] = {}
+        self._parked: dict[Lu, list[Command]] = {}
+        self.journal: Final = Journal()
         self.inbox: Inbox = _dataplane.Inbox()
         self.workers: tuple[Worker, ...] = tuple(
             _dataplane.Worker(self.inbox, f"vscsi-{index}", io_uring=io_uring)
@@ -107,6 +115,9 @@ class Runtime:
 
     async def call(self, start: Callable[[int], None]) -> int:
         """Starts an asynchronous call of the data plane with a fresh token; its result."""
+        return await self._start(start)
+
+    def _start(self, start: Callable[[int], None]) -> asyncio.Future[int]:
         token = next(self._tokens)
         future: asyncio.Future[int] = self._loop.create_future()
         self._calls[token] = future
@@ -115,39 +126,70 @@ class Runtime:
         except BaseException:
             del self._calls[token]
             raise
-        return await future
+        return future
 
-    async def abort(
+    def abort(
         self,
         response: Response,
         *,
+        status: int = 0,
         port: Port | None = None,
         lu: Lu | None = None,
+        nexus: Nexus | None = None,
         tag: int | None = None,
-    ) -> int:
-        """Ends matching commands on every worker; how many there were, once all are complete."""
-        return sum(
-            await asyncio.gather(
-                *(
-                    self.call(_bind_abort(worker, response, port, lu, tag))
-                    for worker in self.workers
+        until: int | None = None,
+    ) -> Awaitable[int]:
+        """Ends matching commands on every worker (`_dataplane.Worker.abort`); how many there were,
+        once all are complete. On return nothing that is hit begins any more."""
+        unit = nexus.lu if nexus else lu
+        parked = self._take_parked(port, unit, nexus, tag) if until is None else []
+        # No worker may let go of the task set before the last one has hold of it.
+        with unit.hold() if unit and tag is None else nullcontext():
+            calls = [
+                self._start(
+                    partial(
+                        worker.abort,
+                        response=response,
+                        status=status,
+                        port=port,
+                        lu=lu,
+                        nexus=nexus,
+                        tag=tag,
+                        until=until,
+                    )
                 )
-            )
-        )
+                for worker in self.workers
+            ]
+        return _total(calls, parked)
 
-    async def query(
-        self, *, port: Port | None = None, lu: Lu | None = None, tag: int | None = None
-    ) -> int:
+    def query(self, *, port: Port, nexus: Nexus, tag: int | None = None) -> Awaitable[int]:
         """How many matching commands are in the task set."""
-        return sum(
-            await asyncio.gather(
-                *(self.call(_bind_query(worker, port, lu, tag)) for worker in self.workers)
-            )
-        )
+        calls = [
+            self._start(partial(worker.query, port=port, nexus=nexus, tag=tag))
+            for worker in self.workers
+        ]
+        return _total(calls)
 
     async def quiesce(self, lu: Lu | None = None) -> None:
         """Returns when the commands of `lu` that run now are done."""
         await asyncio.gather(*(self.call(_bind_quiesce(worker, lu)) for worker in self.workers))
+
+    def watch(
+        self, space: Space, level: int, rising: bool, reached: Callable[[], None]
+    ) -> Callable[[], None]:
+        """A `scsi.provisioning.Watcher`."""
+        token = next(self._tokens)
+        future: asyncio.Future[int] = self._loop.create_future()
+        future.add_done_callback(lambda done: None if done.cancelled() else reached())
+        self._calls[token] = future
+        space.watch(self.inbox, token, level, rising=rising)
+
+        def cancel() -> None:
+            space.unwatch(token)
+            self._calls.pop(token, None)
+            future.cancel()
+
+        return cancel
 
     async def quiesce_range(self, memory: GuestMemory, iova: int, size: int) -> None:
         """After `GuestMemory.iotlb_invalidate`: returns when nothing uses a translation of these
@@ -156,18 +198,61 @@ class Runtime:
             *(self.call(_bind_quiesce_range(worker, memory, iova, size)) for worker in self.workers)
         )
 
+    # ── Paused units ───────────────────────────────────────────────────────────────────────────
+
+    def pause(self, lu: Lu) -> None:
+        """Commands that come to Python wait from now on; close the gates for the others."""
+        self._parked.setdefault(lu, [])
+
+    def resume(self, lu: Lu) -> None:
+        """Decides the commands that waited, in the order they came. Open the gates before: they
+        stay closed until the last of these is decided, so that nothing overtakes."""
+        for command in self._parked.pop(lu, []):
+            self._try(command)
+
+    def _park(self, command: Command) -> bool:
+        if not self._parked:
+            return False
+        nexus = command.nexus
+        waiting = self._parked.get(nexus.lu) if nexus else None
+        if waiting is None:
+            return False
+        waiting.append(command)
+        return True
+
+    def _take_parked(
+        self, port: Port | None, lu: Lu | None, nexus: Nexus | None, tag: int | None
+    ) -> list[Command]:
+        """Those that an abort ends: decided later, they would have effects but no answer."""
+        taken: list[Command] = []
+        for at, commands in self._parked.items():
+            if lu in (None, at):
+                hit = [
+                    command
+                    for command in commands
+                    if port in (None, command.port)
+                    and nexus in (None, command.nexus)
+                    and tag in (None, command.tag)
+                ]
+                taken += hit
+                commands[:] = [command for command in commands if command not in hit]
+        return taken
+
     # ── The inbox ──────────────────────────────────────────────────────────────────────────────
 
     def _drain(self) -> None:
         entries = self.inbox.take(BATCH)
         for entry in entries:
-            try:
-                self._dispatch(entry)
-            except Exception:
-                # One command's mishap: its dropped handle answers FAILURE, the rest goes on.
-                log.exception("internal error while handling %s", type(entry).__name__)
+            self._try(entry)
         if len(entries) == BATCH:
             self._loop.call_soon(self._drain)
+
+    def _try(self, entry: Command | Control | Notice) -> None:
+        try:
+            self._dispatch(entry)
+        except Exception:
+            # One command's mishap: its dropped handle answers FAILURE, the rest goes on.
+            log.exception("internal error while handling %s", type(entry).__name__)
 
     def _dispatch(self, entry: Command | Control | Notice) -> None:
         if isinstance(entry, _dataplane.Notice):
@@ -178,7 +263,8 @@ class Runtime:
             if owner:
                 owner.on_control(entry)
         elif owner:
-            owner.on_command(entry)
+            if not self._park(entry):
+                owner.on_command(entry)
         else:
             entry.fail(Response.FAILURE)
 
@@ -198,22 +284,19 @@ class Runtime:
                 self._queues[queue].on_miss(queue, notice.value, notice.token)
             case "denied" if queue is not None and queue in self._queues:
                 self._queues[queue].on_denied(queue, notice.value, notice.token)
+            case "fault" if notice.nexus is not None and notice.port in self._owners:
+                self._owners[notice.port].on_fault(notice.nexus, notice.value)
             case "broken" if queue is not None and queue in self._queues:
                 self._queues[queue].on_broken(queue, notice.text)
             case "warning":
                 log.warning("%s", notice.text)
 
 
-def _bind_abort(
-    worker: Worker, response: Response, port: Port | None, lu: Lu | None, tag: int | None
-) -> Callable[[int], None]:
-    return lambda token: worker.abort(token, response, port=port, lu=lu, tag=tag)
-
-
-def _bind_query(
-    worker: Worker, port: Port | None, lu: Lu | None, tag: int | None
-) -> Callable[[int], None]:
-    return lambda token: worker.query(token, port=port, lu=lu, tag=tag)
+async def _total(calls: list[asyncio.Future[int]], kept: Iterable[Command] = ()) -> int:
+    """Their sum. `kept` have their answers only then: a handle that is dropped answers FAILURE."""
+    total = sum(await asyncio.gather(*calls))
+    del kept
+    return total
 
 
 def _bind_quiesce(worker: Worker, lu: Lu | None) -> Callable[[int], None]:

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from vscsi_emu.service import Beside
 
 CAPABILITIES = {"type": "scsi"}
 """VHostUserBackendCapabilities of QEMU's docs/interop/vhost-user.json."""
@@ -53,6 +58,7 @@ class _BackendProgram(click.Command):
 @click.option("--max-sectors", type=int, help="Longest request, in 512 bytes: less than by itself.")
 @click.option("--seg-max", type=int, help="Most segments of a request, likewise.")
 @click.option("--cmd-per-lun", type=int, help="Most commands in flight of a disk, likewise.")
+@click.option("--monitor", metavar="PATH", help="Listen there for `vscsi-emu ctl`.")
 @click.option("--print-capabilities", is_flag=True, help="Print them as JSON and exit.")
 @click.option("-v", "--verbose", count=True, help="Log every vhost-user message.")
 @click.option("-q", "--quiet", count=True, help="Log warnings only; -qq: errors only.")
@@ -69,6 +75,7 @@ def serve(
     max_sectors: int | None,
     seg_max: int | None,
     cmd_per_lun: int | None,
+    monitor: str | None,
     print_capabilities: bool,
     verbose: int,
     quiet: int,
@@ -91,6 +98,9 @@ def serve(
       lbprz=on|off                say that unmapped blocks read as zeros: guests may then
                                   zero by unmapping
       removable                   the medium can be ejected
+      thin=SIZE                   space that its blocks may take; writes that need more fail
+      pool=NAME                   units with this name share that space
+      soft-threshold=PERCENT      of it in use at which guests are told, 80 by default
       physical-block-size=        a multiple of block-size
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
@@ -98,8 +108,8 @@ def serve(
       passthrough=safe|readonly|all
                                   which commands pass (host devices only)
       force=on|off                serve a device that the host uses (host devices only)
-      state=FILE                  keeps persistent reservations over restarts; beside an image,
-                                  IMAGE.state by default
+      state=FILE                  keeps persistent reservations, and that SANITIZE failed, over
+                                  restarts; beside an image, IMAGE.state by default
 
     \b
     Examples:
@@ -140,7 +150,7 @@ def serve(
                     "--config"
                 )
             wanted = from_file(config)
-        elif not luns:
+        elif not luns and monitor is None:
             raise click.UsageError("no disk given; add for example --lun mem:64M")
         else:
             wanted = from_arguments(
@@ -152,6 +162,14 @@ def serve(
                 access_platform=access_platform,
                 caps=caps,
             )
-        run(wanted, workers=workers, io_uring=io_uring)
+        run(wanted, workers=workers, io_uring=io_uring, beside=_beside(monitor))
     except (ConfigError, StartError) as error:
         raise click.ClickException(str(error)) from None
+
+
+def _beside(monitor: str | None) -> list[Beside]:
+    if monitor is None:
+        return []
+    from vscsi_emu.control.server import Monitor
+
+    return [partial(Monitor, path=monitor)]

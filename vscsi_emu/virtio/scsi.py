@@ -96,6 +96,11 @@ class AsyncEvent(IntFlag):
     DEVICE_BUSY = 64
 
 
+def show_address(address: tuple[int, int]) -> str:
+    """TARGET:LUN of (target, LUN), as people write it."""
+    return f"{address[0]}:{address[1]}"
+
+
 def encode_lun(target: int, lun: int) -> bytes:
     """The lun field of (target, LUN): 1, target, then a single-level LUN (5.6.6.1).
 
@@ -112,7 +117,7 @@ def encode_lun(target: int, lun: int) -> bytes:
 def decode_lun(field: bytes) -> tuple[int, int] | None:
     """(target, LUN) of a lun field; None for one that names no LU here, a well-known one included.
 
-    The LUN may come in peripheral (00b, bus 0) or flat space (01b) addressing, as SAM-6 4.7.7
+    The LUN may come in peripheral (00b, bus 0) or flat space (01b) addressing, as SAM-6
     lets an initiator send either.
     """
     first, target, level, rest = struct.unpack(">BBHI", field)

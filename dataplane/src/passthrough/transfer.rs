@@ -167,7 +167,7 @@ impl Transfer {
         if let Some(cdb) = self.parsed.filter(|_| splits && capacity > 0) {
             let end = cdb.lba.checked_add(cdb.count);
             if end.is_none_or(|end| end > capacity) {
-                return Err(cdb.lba_out_of_range());
+                return Err(cdb.lba_out_of_range(cdb.lba.max(capacity)));
             }
         }
         self.split = splits;

@@ -31,6 +31,7 @@ class Server:
     service: Service
     loop: asyncio.AbstractEventLoop
     sockets: list[str]
+    stop: asyncio.Event
 
     @property
     def hba(self) -> Hba:
@@ -50,7 +51,7 @@ class Server:
 
 
 @contextmanager
-def serving(config: Config) -> Iterator[Server]:
+def serving(config: Config, *, workers: int | None = None) -> Iterator[Server]:
     """Serves `config`; when left, the server must end by itself and without an error."""
     ready = threading.Event()
     servers: list[Server] = []
@@ -58,9 +59,9 @@ def serving(config: Config) -> Iterator[Server]:
     stop = asyncio.Event()
 
     async def main() -> None:
-        async with Service(config) as service:
+        async with Service(config, workers=workers) as service:
             sockets = [hba.socket for hba in config.hbas if hba.socket]
-            servers.append(Server(service, asyncio.get_running_loop(), sockets))
+            servers.append(Server(service, asyncio.get_running_loop(), sockets, stop))
             ready.set()
             await service.serve(stop)
 
