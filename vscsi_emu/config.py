@@ -30,6 +30,10 @@ MAX_QUEUES: Final = 254
 MAX_HBAS: Final = 255
 """Of one process, so that relative target port identifiers stay within 16 bits."""
 
+PASSTHROUGH: Final = "sg"
+"""The scheme of host devices, whose modules are imported only where it is used: servers are to
+start fast."""
+
 _LUN_KEYS: Final = ("id", "uri")
 CAPS: Final[tuple[str, ...]] = ("max-sectors", "seg-max", "cmd-per-lun")
 """Limits of the configuration space that may be lowered."""
@@ -103,11 +107,14 @@ def from_arguments(
     in_band: bool = False,
     access_platform: bool = False,
     caps: Mapping[str, int] | None = None,
+    passthrough: str | None = None,
+    force: bool = False,
 ) -> Config:
     """One HBA with the units of ``--lun`` arguments.
 
     A unit without an address becomes LUN 0 of the first target that has none, as QEMU numbers its
-    own disks: Linux then shows them as 0:0:0:0, 0:0:1:0, …. Raises `ConfigError`.
+    own disks: Linux then shows them as 0:0:0:0, 0:0:1:0, …. `passthrough` and `force` are for
+    those host devices whose own keys do not say. Raises `ConfigError`.
     """
     check_queues(queues, "--queues")
     for name, cap in (caps or {}).items():
@@ -115,7 +122,8 @@ def from_arguments(
     parsed: list[tuple[Address | None, LunSpec]] = []
     for text in luns:
         try:
-            parsed.append(parse_lun(text))
+            address, spec = parse_lun(text)
+            parsed.append((address, _with_defaults(spec, passthrough, force)))
         except SpecError as error:
             raise ConfigError(f"--lun {text}: {error}") from None
     try:
@@ -141,6 +149,15 @@ def from_arguments(
             ),
         ),
     )
+
+
+def _with_defaults(spec: LunSpec, passthrough: str | None, force: bool) -> LunSpec:
+    if spec.scheme != PASSTHROUGH:
+        return spec
+    defaults = {"force": "on"} if force else {}
+    if passthrough is not None and not spec.read_only:  # ro says it already
+        defaults["passthrough"] = passthrough
+    return replace(spec, extra=MappingProxyType({**defaults, **spec.extra}))
 
 
 def place(

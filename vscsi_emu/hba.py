@@ -32,6 +32,7 @@ from vscsi_emu.events import EventSender
 from vscsi_emu.journal import Kind
 from vscsi_emu.scsi.dispatch import handle
 from vscsi_emu.scsi.lun import decode_lun
+from vscsi_emu.scsi.passing import MULTIMEDIA
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort
 from vscsi_emu.scsi.status import Status
 from vscsi_emu.scsi.target import Target
@@ -448,9 +449,14 @@ class Hba:
             encode_lun(*address)  # checks both numbers
             if self.nexus(address) is not None:
                 raise ValueError(f"{show_address(address)} is taken")
+        there, before = list(self._nexuses()), self._config
         for number, luns in _by_target(units).items():
             self._attach(number, {lun: units[number, lun] for lun in luns})
         self._publish_luns()
+        if self._link and _lowered(before, self._config):
+            # Drivers that read the configuration space once hear of it by each unit.
+            for nexus in there:
+                nexus.establish(Asc.PARAMETERS_CHANGED)
         self._send_hotplugs(units, ResetReason.RESCAN)
         for address in units:
             self._note(Kind.LUN_ADDED, "is there", address)
@@ -630,10 +636,15 @@ class Hba:
             self._note(Kind.ATTENTION, code.name, address)
         asc, ascq = code >> 8, code & 0xFF
         field = encode_lun(*address)
-        if asc == _PARAMETERS_CHANGED and Feature.SCSI_CHANGE in self.features:
+        if asc == _PARAMETERS_CHANGED and self._hears_of_changes(nexus):
             self._events.send(Event(EventType.PARAM_CHANGE, field, asc | ascq << 8))
         elif code == Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED and nexus is not self._resetting:
             self._events.send(Event(EventType.TRANSPORT_RESET, field, ResetReason.HARD))
+
+    def _hears_of_changes(self, nexus: Nexus) -> bool:
+        # Multimedia devices are asked by GET EVENT STATUS NOTIFICATION instead (5.6.6.3.2).
+        multimedia = nexus.unit.device_type == MULTIMEDIA
+        return Feature.SCSI_CHANGE in self.features and not multimedia
 
     # ── The journal ────────────────────────────────────────────────────────────────────────────
 
@@ -651,6 +662,14 @@ def _by_target(addresses: Iterable[Address]) -> dict[int, list[int]]:
     for target, lun in addresses:
         luns.setdefault(target, []).append(lun)
     return luns
+
+
+def _lowered(before: ScsiConfig, after: ScsiConfig) -> bool:
+    return (
+        after.max_sectors < before.max_sectors
+        or after.seg_max < before.seg_max
+        or after.cmd_per_lun < before.cmd_per_lun
+    )
 
 
 async def _run(work: Awaitable[None]) -> None:

@@ -9,15 +9,15 @@ import logging
 import os
 import resource
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from vscsi_emu.backends import BackendError, SpecError, open_backend
 from vscsi_emu.backends.uri import ADDRESS
-from vscsi_emu.config import Config, ConfigError, LunConfig, default_id, place
+from vscsi_emu.config import PASSTHROUGH, Config, ConfigError, LunConfig, default_id, place
 from vscsi_emu.disk import Disk, OperationError
 from vscsi_emu.hba import DEFAULTS, Address, Hba, LunBusyError
 from vscsi_emu.runtime import Runtime, usable_cpus
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
     from vscsi_emu.journal import Journal
 
 log = logging.getLogger(__name__)
-
-_PASSTHROUGH: Final = "sg"
-"""The scheme whose modules are imported only where it is used: servers are to start fast."""
 
 
 class StartError(Exception):
@@ -106,6 +103,7 @@ class Service:
         self.disks: dict[str, Disk] = {}
         """By `LunConfig.id`."""
         self._disk_of: dict[LogicalUnit, Disk] = {}
+        self._following = False
 
     async def __aenter__(self) -> Service:
         async with AsyncExitStack() as stack:
@@ -142,7 +140,7 @@ class Service:
             )
             stack.push_async_callback(hba.close)
             self.hbas.append(hba)
-        self._follow(stack)
+        self._follow(stack, self._config.luns)
         # Last: a socket that is there can be attached to.
         for wanted, hba in zip(self._config.hbas, self.hbas, strict=True):
             if wanted.socket is None and wanted.fd is None:
@@ -151,14 +149,16 @@ class Service:
             stack.callback(server.close)
             self._servers.append(server)
 
-    def _follow(self, stack: AsyncExitStack) -> None:
-        if not any(lun.spec.scheme == _PASSTHROUGH for lun in self._config.luns):
+    def _follow(self, stack: AsyncExitStack, luns: Iterable[LunConfig]) -> None:
+        """Host devices among `luns`, and from then on all that are served."""
+        if self._following or all(lun.spec.scheme != PASSTHROUGH for lun in luns):
             return
         from vscsi_emu.follow import Follower
 
         follower = Follower(self)
         stack.push_async_callback(follower.close)
         follower.start()
+        self._following = True
 
     def _caps(self, hba: HbaConfig) -> dict[str, int]:
         """What lowers the limits of an HBA. Raises `StartError` for what would raise one."""
@@ -270,6 +270,7 @@ class Service:
             raise
         for disk in disks:
             self._add_disk(disk)
+        self._follow(self._stack, configs)
         return added
 
     def renew(self, disk: Disk, backend: Backend, unit: LogicalUnit) -> None:
@@ -371,7 +372,7 @@ def _logical_unit(
     backend: Backend, runtime: Runtime, tokens: Tokens, store: StateStore | None
 ) -> LogicalUnit:
     spec = backend.spec
-    if spec.scheme == _PASSTHROUGH:
+    if spec.scheme == PASSTHROUGH:
         from vscsi_emu.follow import passthrough_unit
 
         return passthrough_unit(runtime, backend)

@@ -58,6 +58,12 @@ class _BackendProgram(click.Command):
 @click.option("--max-sectors", type=int, help="Longest request, in 512 bytes: less than by itself.")
 @click.option("--seg-max", type=int, help="Most segments of a request, likewise.")
 @click.option("--cmd-per-lun", type=int, help="Most commands in flight of a disk, likewise.")
+@click.option(
+    "--passthrough",
+    type=click.Choice(["safe", "readonly", "all"]),
+    help="Which commands pass to host devices, where their keys do not say.  [default: safe]",
+)
+@click.option("--force", is_flag=True, help="Serve host devices although the host uses them.")
 @click.option("--monitor", metavar="PATH", help="Listen there for `vscsi-emu ctl`.")
 @click.option("--print-capabilities", is_flag=True, help="Print them as JSON and exit.")
 @click.option("-v", "--verbose", count=True, help="Log every vhost-user message.")
@@ -75,6 +81,8 @@ def serve(
     max_sectors: int | None,
     seg_max: int | None,
     cmd_per_lun: int | None,
+    passthrough: str | None,
+    force: bool,
     monitor: str | None,
     print_capabilities: bool,
     verbose: int,
@@ -144,10 +152,11 @@ def serve(
     caps = {name: cap for name, cap in limits.items() if cap is not None}
     try:
         if config is not None:
-            if luns or queues is not None or in_band or access_platform or caps:
+            theirs = luns or queues is not None or in_band or access_platform or caps
+            if theirs or passthrough is not None or force:
                 raise click.UsageError(
-                    "--lun, --queues, --in-band, --access-platform and limits go into the file of "
-                    "--config"
+                    "--lun, --queues, --in-band, --access-platform, limits, --passthrough and "
+                    "--force go into the file of --config"
                 )
             wanted = from_file(config)
         elif not luns and monitor is None:
@@ -161,6 +170,8 @@ def serve(
                 in_band=in_band,
                 access_platform=access_platform,
                 caps=caps,
+                passthrough=passthrough,
+                force=force,
             )
         run(wanted, workers=workers, io_uring=io_uring, beside=_beside(monitor))
     except (ConfigError, StartError) as error:

@@ -10,6 +10,7 @@ from importlib.metadata import version
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from vscsi_emu.config import PASSTHROUGH
 from vscsi_emu.control.method import Method, method
 from vscsi_emu.control.results import (
     AddedLun,
@@ -18,6 +19,7 @@ from vscsi_emu.control.results import (
     Limits,
     LunLimits,
     LunState,
+    PassthroughState,
     PauseState,
     State,
 )
@@ -78,6 +80,22 @@ def _lun_state(disk: Disk, at: dict[str, list[str]]) -> LunState:
         naa=disk.backend.naa,
         serial=disk.backend.serial,
         at=at,
+        passthrough=_passthrough_state(disk),
+    )
+
+
+def _passthrough_state(disk: Disk) -> PassthroughState | None:
+    if disk.config.spec.scheme != PASSTHROUGH:
+        return None
+    from vscsi_emu.passthrough import PassthroughUnit
+
+    unit = disk.unit
+    assert isinstance(unit, PassthroughUnit)
+    return PassthroughState(
+        level=unit.table.level.name.lower(),
+        refused={f"{opcode:02x}": count for opcode, count in sorted(unit.table.refused.items())},
+        split=unit.device.split,
+        bounced=unit.device.bounced,
     )
 
 

@@ -6,6 +6,20 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class PassthroughState:
+    """Of a unit that is a device of the host."""
+
+    level: str
+    """safe, readonly or all."""
+    refused: dict[str, int]
+    """How often an operation code was refused, by its two hexadecimal digits."""
+    split: int
+    """Commands that went in several pieces."""
+    bounced: int
+    """Commands with data that went through a buffer."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LunState:
     """A logical unit."""
 
@@ -24,6 +38,8 @@ class LunState:
     serial: str
     at: dict[str, list[str]]
     """Its addresses in each HBA."""
+    passthrough: PassthroughState | None
+    """None where its commands do not pass to a device of the host."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -60,6 +60,57 @@ def _with_block_limits(page: bytes) -> bytes:
     return page[:2] + len(codes).to_bytes(2) + bytes(codes)
 
 
+# ── MODE SENSE ─────────────────────────────────────────────────────────────────────────────────
+
+_WP: Final = 0x80
+"""Of the mode parameter header's DEVICE-SPECIFIC PARAMETER, of disks (SBC) and tapes (SSC)."""
+
+
+def write_protected(ask: Ask, most_bytes: Callable[[], int]) -> tuple[CommandType, CommandType]:
+    """MODE SENSE(6) and (10) of a device that is write-protected for its guest. `most_bytes()`: of
+    a transfer."""
+
+    async def protect(request: Request, allocation: slice, parameter: int) -> bytes:
+        cdb = bytearray(request.cdb.raw[: request.cdb.command.length])
+        length = min(request.cdb["allocation_length"], most_bytes())
+        cdb[allocation] = length.to_bytes(allocation.stop - allocation.start)
+        answer = await ask(bytes(cdb), length)
+        if not answer.good:
+            request.reply.relay(answer.response, answer.status, answer.sense)
+            return b""
+        data = bytearray(answer.data)
+        if len(data) > parameter:
+            data[parameter] |= _WP
+        return bytes(data)
+
+    @command(
+        "MODE SENSE(6)",
+        0x1A,
+        6,
+        dbd=bit(1, 3),
+        page=Field(2),
+        subpage=Field(3),
+        allocation_length=Field(4),
+    )
+    async def mode_sense_6(request: Request) -> bytes:
+        return await protect(request, slice(4, 5), 2)
+
+    @command(
+        "MODE SENSE(10)",
+        0x5A,
+        10,
+        llbaa=bit(1, 4),
+        dbd=bit(1, 3),
+        page=Field(2),
+        subpage=Field(3),
+        allocation_length=Field(7, 2),
+    )
+    async def mode_sense_10(request: Request) -> bytes:
+        return await protect(request, slice(7, 9), 3)
+
+    return mode_sense_6, mode_sense_10
+
+
 # ── REPORT SUPPORTED OPERATION CODES (SPC-6 6.39) ──────────────────────────────────────────────
 
 _SERVACTV: Final = 0x01

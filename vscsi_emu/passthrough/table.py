@@ -14,6 +14,7 @@ from vscsi_emu.passthrough.commands import (
     Ask,
     report_supported_operation_codes,
     vital_product_data,
+    write_protected,
 )
 from vscsi_emu.scsi.cdb import CommandType, Field, Flag, Route
 from vscsi_emu.scsi.commands.report import report_luns
@@ -36,6 +37,8 @@ _REQUEST_SENSE: Final = 0x03
 _REPORT_OPCODES: Final = 0x0C
 """Service action of REPORT SUPPORTED OPERATION CODES."""
 _EVPD: Final = 0x01
+_WITH_WP: Final = frozenset({0x00, 0x01, 0x04, 0x07, 0x0E, 0x14})
+"""Peripheral device types whose mode parameter headers say whether they are write-protected."""
 _VENDOR: Final = 0xC0
 _LENGTHS: Final = (6, 10, 10, 10, 16, 12, 16, 16)
 """Of CDBs, by the upper three bits of the operation code (SPC-6 4.2.2)."""
@@ -67,6 +70,9 @@ class PassthroughTable(CommandTable):
         passed = range(256) if level is Level.ALL else self._rows
         self._passed = {opcode: _passed(opcode) for opcode in passed if opcode != REPORT_LUNS}
         self._inquiry = vital_product_data(ask, most_blocks) if most_blocks else None
+        self._modes: dict[int, CommandType] = {}
+        if level is Level.READONLY and device_type in _WITH_WP:
+            self._modes = {entry.opcode: entry for entry in write_protected(ask, most_bytes)}
         self._report = None
         if device_type != MULTIMEDIA:  # whose A3h is another command
             self._report = report_supported_operation_codes(ask, self.passes, most_bytes)
@@ -95,7 +101,7 @@ class PassthroughTable(CommandTable):
             return self._inquiry
         if self._report and opcode == MAINTENANCE_IN and action == _REPORT_OPCODES:
             return self._report
-        return self._passed[opcode]
+        return self._modes.get(opcode) or self._passed[opcode]
 
     @property
     def routes(self) -> bytes:
@@ -106,7 +112,7 @@ class PassthroughTable(CommandTable):
             partly = not everything and any(
                 row.actions is not None for row in self._rows.get(opcode, ())
             )
-            ours = self._report and opcode == MAINTENANCE_IN
+            ours = opcode in self._modes or (self._report and opcode == MAINTENANCE_IN)
             routes[opcode] = Route.PYTHON if partly or ours else Route.MEDIA
         return bytes(routes)
 

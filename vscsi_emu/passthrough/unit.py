@@ -12,7 +12,7 @@ from vscsi_emu.passthrough.capacity import Capacity
 from vscsi_emu.passthrough.device import ask
 from vscsi_emu.passthrough.table import PassthroughTable
 from vscsi_emu.scsi.identity import Identity
-from vscsi_emu.scsi.limits import QueueLimits
+from vscsi_emu.scsi.limits import Limits, QueueLimits
 from vscsi_emu.scsi.passing import Level
 from vscsi_emu.scsi.sense import Asc
 from vscsi_emu.scsi.unit import LogicalUnit
@@ -43,10 +43,12 @@ class PassthroughUnit(LogicalUnit):
         """`identity` is what we call it: INQUIRY says what the device says. `commands`: in
         flight."""
         self.device: Final = device
+        self.device_type = device_type
         self.capacity = capacity
         self._limits = limits
         self._max_segments, self._depth = max_segments, commands
         has_blocks = capacity.block_size > 0
+        block_size = capacity.block_size or 512
         self.table: Final = PassthroughTable(
             device_type,
             level,
@@ -57,6 +59,9 @@ class PassthroughUnit(LogicalUnit):
         super().__init__(
             _dataplane.Engine.passthrough(device),
             identity,
+            block_size=block_size,
+            read_only=level is Level.READONLY,
+            limits=Limits(max_transfer_blocks=limits.most // block_size),
             commands=self.table,
             quiesce=quiesce,
         )

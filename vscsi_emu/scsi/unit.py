@@ -19,6 +19,7 @@ from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
+from vscsi_emu.scsi.peripheral import Peripheral
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.port_groups import PortGroups
 from vscsi_emu.scsi.priorities import Priorities
@@ -282,6 +283,8 @@ class LogicalUnit:
             if nexus is not but:
                 nexus.establish(code)
 
+    device_type: int = Peripheral.DIRECT_ACCESS
+    """PERIPHERAL DEVICE TYPE."""
     abort_seconds: float | None = None
     """How long task management waits for commands that it aborted; None: they end soon."""
 

@@ -190,3 +190,22 @@ def test_limits_are_lowered_and_never_raised(name: str) -> None:
         InProcess(from_arguments(["mem:1M"], caps={name: 65536})).__enter__()
     with pytest.raises(ConfigError, match="use 1 or more"):
         from_arguments(["mem:1M"], caps={name: 0})
+
+
+def test_pass_through_has_defaults_that_keys_win_over() -> None:
+    luns = [
+        "sg:/dev/sg0",
+        "sg:/dev/sg1,passthrough=safe,force=off",
+        "sg:/dev/sg2,ro",
+        "mem:1M",
+    ]
+    extra = [
+        dict(lun.spec.extra) for lun in from_arguments(luns, passthrough="all", force=True).luns
+    ]
+    assert extra == [
+        {"passthrough": "all", "force": "on"},
+        {"passthrough": "safe", "force": "off"},
+        {"force": "on"},
+        {},
+    ]
+    assert not any(lun.spec.extra for lun in from_arguments([luns[0], luns[3]]).luns)

@@ -254,3 +254,22 @@ def test_one_command_is_reported_as_the_device_does_unless_it_is_refused() -> No
     device = Device(xa30c=answer)
     assert report(device, 1, 0x04) == b"\x00\x01\x00\x00"
     assert report(device, 2, 0x7F, 0x8888) == b"\x00\x01\x00\x00"
+
+
+@pytest.mark.parametrize(("cdb", "header", "parameter"), [("1a083f0004", 3, 2), ("5a", 8, 3)])
+def test_a_disk_is_write_protected_at_readonly(cdb: str, header: int, parameter: int) -> None:
+    raw = bytes.fromhex(cdb) if header == 3 else struct.pack(">BBB4xHB", 0x5A, 8, 0x3F, 8, 0)
+    data = bytes(range(header + 1)).ljust(8, b"\x10")
+    device = Device(**{f"x{raw[:2].hex()}": data})
+    answer = send(unit(table(Level.READONLY, device=device)), raw).data_in
+    expected = bytearray(data[: raw[4] if header == 3 else 8])
+    expected[parameter] |= 0x80
+    assert answer == bytes(expected)
+    for other in (table(Level.SAFE, device=device), table(Level.READONLY, CD, device)):
+        assert other.routes[raw[0]] == Route.MEDIA, "as the device answers it"
+    assert table(Level.READONLY).routes[raw[0]] == Route.PYTHON
+
+
+def test_errors_of_mode_sense_are_relayed() -> None:
+    recorder = send(unit(table(Level.READONLY)), "1a003f00ff")
+    assert (recorder.status, recorder.sense) == (CHECK_CONDITION, ILLEGAL_FIELD)

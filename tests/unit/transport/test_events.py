@@ -16,6 +16,7 @@ from vscsi_emu.driver.virtio_scsi import KNOWN, Options, VirtioScsi
 from vscsi_emu.events import BACKLOG
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
+from vscsi_emu.scsi.passing import MULTIMEDIA
 from vscsi_emu.scsi.unit import LogicalUnit
 from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.scsi import (
@@ -32,6 +33,7 @@ WAIT = 10.0
 QUIET = 0.2
 TEST_UNIT_READY = bytes(6)
 CAPACITY = 0x2A | 0x09 << 8
+PARAMETERS = 0x2A | 0x00 << 8
 
 
 @pytest.fixture
@@ -210,6 +212,37 @@ def test_a_lower_limit_is_a_change_of_configuration(server: Server) -> None:
         assert front_end.config_changes == 1
         max_sectors = front_end.get_config(8, 4)
         assert int.from_bytes(max_sectors, "little") == 64
+
+
+@pytest.mark.normative("scsi.evt.d4")
+def test_units_that_were_there_say_that_a_limit_is_lower(server: Server) -> None:
+    with attached(server.sockets[0]) as device:
+        for lun in (0, 3):
+            unit_attentions(device, 0, lun)
+        add_small_unit(server)
+        events = [device.next_event(WAIT) for _ in range(3)]
+        assert events == [
+            Event(EventType.PARAM_CHANGE, encode_lun(0, 0), PARAMETERS),
+            Event(EventType.PARAM_CHANGE, encode_lun(0, 3), PARAMETERS),
+            Event(EventType.TRANSPORT_RESET, encode_lun(1, 0), ResetReason.RESCAN),
+        ]
+        # REPORTED LUNS DATA HAS CHANGED is of the target that the new unit made, not of this one.
+        assert unit_attentions(device, 0, 0) == [0x2A00]
+        server.do(partial(server.hba.add_lun, (1, 1), server.service.units["a"]))
+        event = device.next_event(WAIT)
+        assert event
+        assert event.event == EventType.TRANSPORT_RESET, "no limit is lower"
+
+
+@pytest.mark.normative("scsi.evt.d8")
+def test_multimedia_devices_change_without_an_event(server: Server) -> None:
+    unit = server.service.units["b"]
+    with attached(server.sockets[0]) as device:
+        unit_attentions(device, 0, 3)
+        unit.device_type = MULTIMEDIA
+        server.do(lambda: unit.resize(unit.blocks - 1))
+        assert unit_attentions(device, 0, 3) == [0x2A09]
+        assert device.next_event(QUIET) is None
 
 
 @pytest.mark.normative("vu.susp.b3")
