@@ -9,16 +9,19 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache, partial
 from pathlib import Path
 from typing import Final, NamedTuple
+from unittest import mock
 
 import pytest
 import sgio
 
 from vscsi_emu import _dataplane
+from vscsi_emu.backends import sg as backend
 from vscsi_emu.config import from_arguments
 from vscsi_emu.driver.dma import DmaAllocator
 from vscsi_emu.driver.mmio import VirtioMmioBus
@@ -26,6 +29,7 @@ from vscsi_emu.driver.request import Result, every
 from vscsi_emu.driver.virtio_scsi import REQUEST_QUEUE, InFlight, Options, VirtioScsi
 from vscsi_emu.inprocess import InProcess, Slot
 from vscsi_emu.passthrough import PassthroughUnit
+from vscsi_emu.scsi import passing
 from vscsi_emu.service import StartError
 from vscsi_emu.virtio.scsi import (
     FUNCTION_COMPLETE,
@@ -44,7 +48,7 @@ DRIVER: Final = Path("/sys/bus/pseudo/drivers/scsi_debug")
 OPTIONS: Final = Options(obey_limits=False)
 """An old driver: it does not know what the host takes."""
 
-RECOVERED, TRANSPORT, MEDIUM = 0x08, 0x10, 0x02
+MEDIUM, TIMEOUT, RECOVERED, TRANSPORT = 0x02, 0x04, 0x08, 0x10
 MEDIUM_ERROR_LBA: Final = 0x1234
 
 
@@ -84,16 +88,16 @@ def show(result: Result) -> str:
 
 
 @cache
-def memory() -> _dataplane.GuestMemory:
+def memory(size: int = MEMORY) -> _dataplane.GuestMemory:
     """The same for all: pages are dear in User-Mode Linux."""
-    return _dataplane.GuestMemory.anonymous(MEMORY)
+    return _dataplane.GuestMemory.anonymous(size)
 
 
 @contextmanager
-def passing_to(lun: str, options: Options = OPTIONS) -> Iterator[Machine]:
-    with InProcess(from_arguments([f"0:0={lun}"]), memory=memory()) as machine:
+def passing_to(lun: str, options: Options = OPTIONS, *, ram: int = MEMORY) -> Iterator[Machine]:
+    with InProcess(from_arguments([f"0:0={lun}"]), memory=memory(ram)) as machine:
         (slot,) = machine.slots
-        device = attach(slot, options)
+        device = attach(slot, options, ram)
         unit = next(iter(slot.hba.targets.values())).nexuses[0].unit
         assert isinstance(unit, PassthroughUnit)
         found = Machine(device, unit)
@@ -101,8 +105,8 @@ def passing_to(lun: str, options: Options = OPTIONS) -> Iterator[Machine]:
         yield found
 
 
-def attach(slot: Slot, options: Options) -> VirtioScsi:
-    allocator = DmaAllocator(MIB, MEMORY - MIB)
+def attach(slot: Slot, options: Options, ram: int = MEMORY) -> VirtioScsi:
+    allocator = DmaAllocator(MIB, ram - MIB)
     bus = VirtioMmioBus.find(slot, slot.base, allocator, timeout=SECONDS)
     assert bus is not None
     return VirtioScsi(bus, options, timeout=SECONDS)
@@ -254,6 +258,23 @@ def errors() -> None:
                 assert result.sense[2] & 0xF == key, show(result)
 
 
+def timed_out() -> None:
+    """A command that the device does not answer in its time is no error of the medium."""
+    soon = {opcode: (2, *rule) for opcode, (_, *rule) in passing.rules(0).items()}
+    for node in ("sda", "sg0"):
+        with (
+            mock.patch.object(backend, "rules", return_value=soon),
+            passing_to(f"sg:/dev/{node}") as machine,
+        ):
+            with injected(TIMEOUT, every_nth=1):
+                began = time.monotonic()
+                result = machine.command(read_10(0, 1), b"", BLOCK)
+                assert result.response == Response.TRANSPORT_FAILURE, show(result)
+                assert 1.5 < time.monotonic() - began < 30
+            machine.take_attentions()
+            machine.round_trip(0, pattern(BLOCK, 8))
+
+
 def beyond_the_end() -> None:
     """Nothing of a split write is done when its end is not there."""
     with passing_to("sg:/dev/sda") as machine:
@@ -299,6 +320,17 @@ def filtered() -> None:
             assert {0x00, 0x28, 0xA0} <= opcodes
             luns = machine.command(bytes([0xA0, *[0] * 7, 0, 16, 0, 0]), b"", 16).data
             assert luns == struct.pack(">II8x", 8, 0), luns.hex()
+
+
+def write_protection() -> None:
+    """A guest that may only read sees a disk that is write-protected, whatever the disk is."""
+    wanted = {"readonly": 0x80, "safe": 0}
+    for level, wp in wanted.items():
+        with passing_to(f"sg:/dev/sda,passthrough={level}") as machine:
+            assert machine.command(bytes([0x1A, 0, 0x3F, 0, 4, 0]), b"", 4).data[2] & 0x80 == wp
+            long = machine.command(bytes([0x5A, 0, 0x3F, 0, 0, 0, 0, 2, 0, 0]), b"", 512).data
+            assert long[3] & 0x80 == wp, long.hex()
+            assert len(long) == 2 + int.from_bytes(long[:2]), "the rest is the device's"
 
 
 def taken() -> None:
@@ -362,6 +394,11 @@ def unplugged() -> None:
         unplug(node)
 
 
+def scsi_device(disk: str) -> Path:
+    """Its directory in sysfs."""
+    return Path(f"/sys/block/{disk}/device").resolve()
+
+
 def unplug(node: str) -> None:
     with passing_to(f"sg:/dev/{node}") as machine:
         device = machine.device
@@ -383,6 +420,39 @@ def unplug(node: str) -> None:
         assert (event.event, event.reason) == (EventType.TRANSPORT_RESET, ResetReason.RESCAN)
         machine.take_attentions()
         machine.round_trip(0, pattern(BLOCK, 2))
+
+
+def unplugged_under_load() -> None:
+    """Commands are on their way all the time; each ends, and none as if nothing had happened."""
+    for node in ("sda", "sg0"):
+        with passing_to(f"sg:/dev/{node}") as machine:
+            device, ends = machine.device, Counter[tuple[int, int]]()
+            items = [submit_read(machine, lba) for lba in range(32)]
+            gone = None
+            while gone is None or time.monotonic() < gone + 1:
+                item = items.pop(0)
+                answer = device.wait(item)
+                ends[answer.response, answer.status] += 1
+                items.append(submit_read(machine, 0))
+                if gone is None and ends.total() == 200:
+                    (scsi_device("sda") / "delete").write_text("1")
+                    gone = time.monotonic()
+            for answer in device.wait_all(items):
+                ends[answer.response, answer.status] += 1
+            # CHECK CONDITION: LOGICAL UNIT NOT SUPPORTED, once it has left its HBA.
+            known = {(Response.OK, 0), (Response.OK, 2), (Response.BAD_TARGET, 0)}
+            assert ends.keys() <= known, ends
+            assert ends[Response.OK, 2], ends
+            event = device.next_event(SECONDS)
+            assert event, "no event"
+            assert (event.event, event.reason) == (EventType.TRANSPORT_RESET, ResetReason.REMOVED)
+        Path("/sys/class/scsi_host/host0/scan").write_text("- - -")
+        while not Path("/dev/sda").exists():
+            time.sleep(0.05)
+
+
+def submit_read(machine: Machine, lba: int) -> InFlight[Result]:
+    return machine.device.submit(0, 0, read_10(lba, 1), data_in_length=BLOCK)
 
 
 def resized() -> None:
@@ -439,18 +509,23 @@ def main() -> None:
         "nodes": nodes,
         "many_in_flight": many_in_flight,
         "errors": errors,
+        "timed_out": timed_out,
         "beyond_the_end": beyond_the_end,
         "filtered": filtered,
+        "write_protection": write_protection,
         "taken": taken,
         "task_management": task_management,
         "resized": resized,
         "unplugged": unplugged,
+        "unplugged_under_load": unplugged_under_load,
         "other_types": partial(other_types, modules),
     }
-    only = os.environ.get("ONLY", "").split()
+    run(checks)
+
+
+def run(checks: Mapping[str, Callable[[], None]]) -> None:
+    """Each in a section of its own."""
     for name, check in checks.items():
-        if only and name not in only:
-            continue
         print(f"<<< {name}", flush=True)
         began = time.monotonic()
         code = 0
