@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+from contextlib import ExitStack
 from importlib.metadata import distribution
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 import vscsi_emu
 from tests.guest.report import Section, parse
-from vscsi_emu.testing import GuestUnavailable, UmlGuest
+from vscsi_emu.testing import GuestUnavailable, HbaProcess, UmlGuest
 from vscsi_emu.testing.modules import load_order, module_directory
 from vscsi_emu.testing.uml import MODULE_TREE, MODULES
 
@@ -28,31 +29,43 @@ CHECKS = (
     "nodes",
     "many_in_flight",
     "errors",
+    "timed_out",
     "beyond_the_end",
     "filtered",
+    "write_protection",
     "taken",
     "task_management",
     "resized",
     "unplugged",
+    "unplugged_under_load",
     "other_types",
 )
+LIMITS = ("example", "sizes", "segments", "residuals", "hot_plugged", "matrix")
 BOOT_SECONDS = 240.0
 MEMORY_MIB = 512
+LIMITS_MEMORY_MIB = 1024
 
 
-def script() -> str:
+def script(module: str, parameters: str) -> str:
     loaded = load_order(module_directory(MODULE_TREE), MODULES)
     wanted = load_order(module_directory(MODULE_TREE), ["scsi_debug"])
     *others, scsi_debug = [module for module in wanted if module not in loaded]
-    path = [Path(vscsi_emu.__file__).parents[1], _metadata()]
     return "\n".join(
         [
             *(f"busybox insmod {module}" for module in others),
-            f"busybox insmod {scsi_debug} dev_size_mb=64 lbpu=1",
+            f"busybox insmod {scsi_debug} {parameters}",
             "n=0; until [ -e /dev/sda ] || [ $n -ge 100 ]; do sleep 0.1; n=$((n + 1)); done",
-            f"export PYTHONPATH={shlex.quote(':'.join(map(str, path)))} HOME=/tmp",
-            f"{shlex.quote(sys.executable)} -m tests.guest.passthrough {scsi_debug}",
+            program(module, str(scsi_debug)),
         ]
+    )
+
+
+def program(module: str, argument: str) -> str:
+    """One of ours, run in a guest."""
+    path = ":".join(map(str, (Path(vscsi_emu.__file__).parents[1], _metadata())))
+    return (
+        f"export PYTHONPATH={shlex.quote(path)} HOME=/tmp\n"
+        f"{shlex.quote(sys.executable)} -m {module} {argument}"
     )
 
 
@@ -62,17 +75,65 @@ def _metadata() -> Path:
     return Path(str(found))
 
 
-@pytest.fixture(scope="module")
-def sections() -> dict[str, Section]:
+def required(guest: UmlGuest) -> None:
     pytest.importorskip("sgio", reason="cython-sgio is not installed: pip install .[passthrough]")
-    guest = UmlGuest(memory_mib=MEMORY_MIB)
     try:
         guest.require()
     except GuestUnavailable as error:
         pytest.skip(str(error))
-    return parse(guest.run(script(), BOOT_SECONDS).check().output)
+
+
+def ran(module: str, parameters: str, memory_mib: int) -> dict[str, Section]:
+    guest = UmlGuest(memory_mib=memory_mib)
+    required(guest)
+    return parse(guest.run(script(module, parameters), BOOT_SECONDS).check().output)
+
+
+@pytest.fixture(scope="module")
+def sections() -> dict[str, Section]:
+    return ran("tests.guest.passthrough", "dev_size_mb=64 lbpu=1", MEMORY_MIB)
+
+
+@pytest.fixture(scope="module")
+def limits() -> dict[str, Section]:
+    return ran("tests.guest.passthrough_limits", "dev_size_mb=72 delay=0", LIMITS_MEMORY_MIB)
 
 
 @pytest.mark.parametrize("check", CHECKS)
 def test_passthrough(sections: dict[str, Section], check: str) -> None:
-    sections[check].check()
+    print(sections[check].check())
+
+
+@pytest.mark.parametrize("check", LIMITS)
+def test_limits(limits: dict[str, Section], check: str) -> None:
+    print(limits[check].check())
+
+
+HOSTS = """
+[[lun]]
+id = "shared"
+uri = "mem:64M"
+[[hba]]
+socket = "first.sock"
+initiator = "3000000000000001"
+luns = {"0:0" = "shared"}
+[[hba]]
+socket = "second.sock"
+initiator = "3000000000000002"
+luns = {"0:0" = "shared"}
+"""
+
+
+def test_guests_of_two_hosts_keep_each_other_out() -> None:
+    """Their hosts are guests themselves, on a disk of ours: scsi_debug has no reservations."""
+    required(UmlGuest())
+    with HbaProcess(config=HOSTS) as hba, ExitStack() as stack:
+        names = ("first", "second")
+        hosts = [
+            stack.enter_context(
+                UmlGuest([socket]).start(program("tests.guest.reserving", name), BOOT_SECONDS)
+            )
+            for name, socket in zip(names, hba.sockets, strict=True)
+        ]
+        for name, host in zip(names, hosts, strict=True):
+            parse(host.wait().check().output)[name].check()

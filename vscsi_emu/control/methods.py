@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from vscsi_emu.control.context import Context
     from vscsi_emu.disk import Disk
     from vscsi_emu.hba import Hba
+    from vscsi_emu.passthrough import PassthroughUnit
 
 # ── The HBA ────────────────────────────────────────────────────────────────────────────────────
 
@@ -68,11 +69,13 @@ def _hba_state(context: Context, hba: Hba, at: dict[str, dict[str, list[str]]]) 
 
 def _lun_state(disk: Disk, at: dict[str, list[str]]) -> LunState:
     spec, unit = disk.config.spec, disk.unit
+    host = _host_unit(disk)
+    block_size, blocks = host.capacity if host else (unit.block_size, unit.blocks)
     return LunState(
         id=disk.id,
         uri=f"{spec.scheme}:{spec.location}",
-        size=disk.size,
-        block_size=unit.block_size,
+        size=block_size * blocks,
+        block_size=block_size,
         read_only=unit.read_only,
         write_cache=unit.mode_pages.write_cache,
         thin=unit.thin,
@@ -80,17 +83,21 @@ def _lun_state(disk: Disk, at: dict[str, list[str]]) -> LunState:
         naa=disk.backend.naa,
         serial=disk.backend.serial,
         at=at,
-        passthrough=_passthrough_state(disk),
+        passthrough=_passthrough_state(host) if host else None,
     )
 
 
-def _passthrough_state(disk: Disk) -> PassthroughState | None:
+def _host_unit(disk: Disk) -> PassthroughUnit | None:
+    """The unit of a disk that is a device of the host."""
     if disk.config.spec.scheme != PASSTHROUGH:
         return None
     from vscsi_emu.passthrough import PassthroughUnit
 
-    unit = disk.unit
-    assert isinstance(unit, PassthroughUnit)
+    assert isinstance(disk.unit, PassthroughUnit)
+    return disk.unit
+
+
+def _passthrough_state(unit: PassthroughUnit) -> PassthroughState:
     return PassthroughState(
         level=unit.table.level.name.lower(),
         refused={f"{opcode:02x}": count for opcode, count in sorted(unit.table.refused.items())},

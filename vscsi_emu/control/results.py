@@ -28,6 +28,7 @@ class LunState:
     size: int
     """Bytes."""
     block_size: int
+    """0 for a device of the host without blocks."""
     read_only: bool
     """By configuration; a guest may write-protect it too (SWP)."""
     write_cache: bool

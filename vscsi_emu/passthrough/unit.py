@@ -48,7 +48,6 @@ class PassthroughUnit(LogicalUnit):
         self._limits = limits
         self._max_segments, self._depth = max_segments, commands
         has_blocks = capacity.block_size > 0
-        block_size = capacity.block_size or 512
         self.table: Final = PassthroughTable(
             device_type,
             level,
@@ -59,9 +58,10 @@ class PassthroughUnit(LogicalUnit):
         super().__init__(
             _dataplane.Engine.passthrough(device),
             identity,
-            block_size=block_size,
             read_only=level is Level.READONLY,
-            limits=Limits(max_transfer_blocks=limits.most // block_size),
+            limits=Limits(max_transfer_blocks=limits.most // capacity.block_size)
+            if has_blocks
+            else None,
             commands=self.table,
             quiesce=quiesce,
         )

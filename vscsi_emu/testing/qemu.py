@@ -95,6 +95,10 @@ class QemuGuest(LinuxGuest):
         self._kernel()
         emulator()
 
+    def make_initramfs(self) -> Path:
+        """What it boots from, made in the cache if it is not there. `require` was called before."""
+        return _initramfs(self._kernel(), self._programs, self._modules)
+
     def _prepare(self, directory: Path, script: str, output: int) -> Launch:
         kernel = self._kernel()
         (directory / "script").write_text(script)
@@ -108,7 +112,7 @@ class QemuGuest(LinuxGuest):
                 *("-machine", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max"),
                 *("-m", f"{self._memory_mib}M", "-object", memory),
                 *("-kernel", str(next(kernel.glob("boot/vmlinuz-*")))),
-                *("-initrd", str(_initramfs(kernel, self._programs, self._modules))),
+                *("-initrd", str(self.make_initramfs())),
                 *("-append", "console=ttyS0 loglevel=7 panic=-1 no_timer_check"),
                 *("-fw_cfg", f"name={SCRIPT},file=script"),
                 *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
