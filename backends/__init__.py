@@ -42,4 +42,10 @@ def open_backend(spec: LunSpec, *, name: str) -> Backend:
 
     Raises `BackendError` or `SpecError`, in words for the user.
     """
-    return backend_class(spec.scheme)(spec, name)
+    backend = backend_class(spec.scheme)(spec, name)
+    if spec.volatile_cache:
+        backend.install_cache()
+    elif spec.tear is not None:
+        backend.close()
+        raise SpecError(f"{spec}: tear is of a volatile cache; add volatile-cache=on")
+    return backend

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
+from vscsi_emu import _dataplane
 from vscsi_emu.backends.uri import LunSpec, SpecError
 
 if TYPE_CHECKING:
-    from vscsi_emu._dataplane import Engine
+    from vscsi_emu._dataplane import Engine, VolatileCache
+
+CACHE_SIZE: Final = 64 << 20
+"""Bytes of memory that a volatile cache takes."""
 
 
 class BackendError(Exception):
@@ -29,6 +33,9 @@ class Backend:
     """Logical block length in bytes."""
     rotation_rate: int = 1
     """MEDIUM ROTATION RATE when the user names none: 1 is a solid state medium (SBC-5 6.6.3)."""
+
+    cache: VolatileCache | None = None
+    """In front of what was `engine`, where the unit is to lose unflushed writes."""
 
     def __init__(self, spec: LunSpec, name: str) -> None:
         self.spec = spec
@@ -80,8 +87,21 @@ class Backend:
         """`LunSpec.location` of the same storage with `size` bytes."""
         return self.spec.location
 
+    def install_cache(self) -> None:
+        """Puts a volatile cache in front of the storage. What the medium writes whole is a
+        physical block, as initiators assume, unless the user names another size."""
+        tear = self.spec.tear or self.block_size << self.physical_block_exponent
+        self.cache = _dataplane.VolatileCache(self.engine, capacity=CACHE_SIZE, tear=tear)
+        self.engine = self.cache.engine
+
+    def sync(self) -> None:
+        """`flush`, of what a volatile cache holds too. Blocks."""
+        if self.cache is not None:
+            self.engine.flush()
+        self.flush()
+
     def flush(self) -> None:
-        """Makes everything written durable. Blocks: call it off the event loop."""
+        """Makes durable what reached the storage. Blocks: call it off the event loop."""
 
     def close(self) -> None:
         """Gives the storage back. After the last I/O."""

@@ -51,6 +51,10 @@ class LunSpec:
     lbprz: bool = False
     removable: bool = False
     write_cache: bool = True
+    volatile_cache: bool = False
+    """What was not flushed is lost when the power fails (`power.fail`)."""
+    tear: int | None = None
+    """Bytes that the medium writes whole when the power fails."""
     state: str | None = None
     """File that keeps what must outlive the server, such as persistent reservations."""
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -100,6 +104,13 @@ def _physical_block_size(text: str) -> int:
     size = parse_size(text)
     if not 512 <= size <= MAX_PHYSICAL_BLOCK or size & (size - 1):
         raise SpecError(f"{text!r} is not a power of two from 512 to {MAX_PHYSICAL_BLOCK}")
+    return size
+
+
+def _tear(text: str) -> int:
+    size = parse_size(text)
+    if size > MAX_PHYSICAL_BLOCK or size & (size - 1):
+        raise SpecError(f"{text!r} is not a power of two up to {MAX_PHYSICAL_BLOCK}")
     return size
 
 
@@ -166,6 +177,8 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "lbprz": _Key("lbprz", parse_switch),
         "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
+        "volatile-cache": _Key("volatile_cache", parse_switch, bare="on"),
+        "tear": _Key("tear", _tear),
         "state": _Key("state", _path),
     }
 )

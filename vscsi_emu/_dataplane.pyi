@@ -113,12 +113,31 @@ class Engine:
     @property
     def can_discard(self) -> bool:
         """Whether deallocation really frees space here (probed, not guessed)."""
+    def flush(self) -> None:
+        """What was written is on stable storage on return. Blocks (GIL released). OSError."""
     def copy(
         self, source: Engine, source_offset: int, offset: int, length: int, durable: bool
     ) -> None:
         """`length` bytes of `source` to here, as if all were read before the first is written;
         on stable storage on return if `durable`. Blocks (GIL released): call it off the event
         loop. OSError: the I/O failed, or a range is outside."""
+
+@final
+class VolatileCache:
+    """A write cache in front of `medium` that a power failure can empty; use `engine` in its place.
+
+    It keeps what every call promises: durable writes, and all writes before a flush, survive.
+    `capacity`: bytes of memory; above it the oldest writes go to the medium. `tear`: bytes that
+    the medium writes whole, a power of two. ValueError."""
+
+    def __new__(cls, medium: Engine, *, capacity: int, tear: int) -> Self: ...
+    @property
+    def engine(self) -> Engine: ...
+    def fail(self, seed: int) -> tuple[int, int, int]:
+        """The power goes: how many unflushed writes survived, whole and in part, and how many are
+        lost. Which, follows from `seed` (64 bits). Calls of the engine fail until `power_on`
+        (EAGAIN). Blocks (GIL released). OSError."""
+    def power_on(self) -> None: ...
 
 # ── What Rust must know of a logical unit ──────────────────────────────────────────────────────
 

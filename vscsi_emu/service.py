@@ -339,7 +339,7 @@ def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) 
         discard=spec.discard,
         lbprz=spec.lbprz,
         write_cache=spec.write_cache,
-        flush=partial(asyncio.to_thread, backend.flush),
+        flush=partial(asyncio.to_thread, backend.sync),
         quiesce=runtime.quiesce,
         store=store,
     )

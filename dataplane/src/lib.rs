@@ -15,6 +15,7 @@ pub mod notifier;
 pub mod policy;
 pub mod pool;
 pub mod port;
+mod random;
 pub mod ring;
 pub mod sbc;
 pub mod sense;

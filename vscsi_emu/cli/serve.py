@@ -94,6 +94,8 @@ def serve(
       physical-block-size=        a multiple of block-size
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
+      volatile-cache              writes are lost by power.fail until they are flushed
+      tear=                       bytes that survive it whole; a physical block by default
       direct=on|off               O_DIRECT (files only)
       state=FILE                  keeps persistent reservations over restarts; beside an image,
                                   IMAGE.state by default

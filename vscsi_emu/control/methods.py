@@ -4,7 +4,9 @@ by default), or by the id of their unit.
 
 from __future__ import annotations
 
+import asyncio
 import os
+import secrets
 from dataclasses import fields
 from importlib.metadata import version
 from types import MappingProxyType
@@ -17,8 +19,10 @@ from vscsi_emu.control.results import (
     HbaState,
     Limits,
     LunLimits,
+    LunLosses,
     LunState,
     PauseState,
+    PowerFailure,
     State,
 )
 from vscsi_emu.disk import OperationError
@@ -234,6 +238,37 @@ async def lun_flush(context: Context, lun: str, hba: str | None = None) -> None:
     await context.disk(lun, hba).flush()
 
 
+# ── Power ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@method("power.fail")
+async def power_fail(
+    context: Context,
+    lun: list[str] | None = None,
+    hba: str | None = None,
+    seed: int | None = None,
+) -> PowerFailure:
+    """The power of these LUNs, or of all, fails and is back. Of what a volatile cache
+    (`volatile-cache=on`) holds, writes survive, are torn, or are lost, in any order, by `seed`; a
+    new one is drawn by default. Commands that run end with TRANSPORT FAILURE; the next ones report
+    POWER ON OCCURRED."""
+    if seed is None:
+        seed = secrets.randbits(32)
+    if not 0 <= seed < 1 << 64:
+        raise OperationError(f"seed {seed} is not within 64 bits", "seed")
+    disks = list(context.service.disks.values())
+    if lun is not None:
+        disks = list(dict.fromkeys(context.disk(name, hba) for name in lun))
+    losses = await asyncio.gather(*(disk.power_fail(seed) for disk in disks))
+    return PowerFailure(
+        seed=seed,
+        luns=[
+            LunLosses(id=disk.id, **loss._asdict())
+            for disk, loss in zip(disks, losses, strict=True)
+        ],
+    )
+
+
 # ── Watching ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -283,6 +318,7 @@ EventKind = Literal[
     "lun.changed",
     "lun.paused",
     "lun.resumed",
+    "lun.power-failed",
     "session.connected",
     "session.disconnected",
     "tmf",

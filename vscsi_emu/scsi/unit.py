@@ -218,6 +218,16 @@ class LogicalUnit:
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
+    def power_on(self) -> None:
+        """After a power cycle, once its commands are gone: what is not saved is as at first."""
+        self.mode_pages.reset()
+        self.readiness.reset()
+        for nexus in self.nexuses:
+            nexus.prevents_removal = False
+        self.reservations.power_on()
+        self._publish()
+        self.establish(Asc.POWER_ON_OCCURRED)
+
     def resize(self, blocks: int) -> None:
         """A new capacity, in logical blocks, within what the engine holds."""
         most = self.data_plane.engine.size // self.block_size

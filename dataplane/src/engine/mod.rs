@@ -16,6 +16,7 @@ mod probe;
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+pub mod volatile;
 
 use std::io;
 

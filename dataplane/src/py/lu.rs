@@ -20,7 +20,7 @@ fn duplicate(fd: i32) -> PyResult<OwnedFd> {
 }
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
-pub struct Engine(Arc<dyn engine::Engine>);
+pub struct Engine(pub(super) Arc<dyn engine::Engine>);
 
 #[pymethods]
 impl Engine {
@@ -61,6 +61,17 @@ impl Engine {
     #[getter]
     fn can_discard(&self) -> bool {
         self.0.can_discard()
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let flush = engine::Io {
+            kind: engine::IoKind::Flush,
+            offset: 0,
+            len: self.0.size(),
+            durable: true,
+        };
+        py.detach(|| self.0.run(&flush, &[]))?;
+        Ok(())
     }
 
     fn copy(

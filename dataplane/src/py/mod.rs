@@ -7,6 +7,7 @@ mod memory;
 mod overwrite;
 mod port;
 mod queue;
+mod volatile;
 mod worker;
 
 use pyo3::create_exception;
@@ -69,6 +70,8 @@ mod dataplane {
     use super::port::Port;
     #[pymodule_export]
     use super::queue::{Call, Notifier, Queue};
+    #[pymodule_export]
+    use super::volatile::VolatileCache;
     #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]
