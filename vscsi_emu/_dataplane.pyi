@@ -123,6 +123,20 @@ class Engine:
         loop. OSError: the I/O failed, or a range is outside."""
 
 @final
+class Hostility:
+    """What the rings of queues do wrong (`vscsi_emu.hostile`). Of 100 used elements `chance` are
+    chosen, and for each one of `misdeeds`, as `seed` says; all are honest until it is armed.
+    ValueError for a name that no ring knows."""
+
+    def __new__(
+        cls, misdeeds: list[str], *, seed: int, chance: int = 100, armed: bool = True
+    ) -> Self: ...
+    def arm(self) -> None: ...
+    @property
+    def done(self) -> int:
+        """Misdeeds so far."""
+
+@final
 class VolatileCache:
     """A write cache in front of `medium` that a power failure can empty; use `engine` in its place.
 
@@ -478,6 +492,7 @@ class Queue:
         kick_fd: int = ...,
         poll: bool = False,
         big_endian: bool = False,
+        hostility: Hostility | None = None,
     ) -> Self:
         """`desc`, `driver`, `device`: guest addresses of the three ring parts. `features`: the
         negotiated bits (EVENT_IDX, INDIRECT_DESC, VERSION_1, ANY_LAYOUT …). `next_used` None: read
@@ -498,6 +513,8 @@ class Queue:
         """An in-band or register kick."""
     def fail(self, text: str) -> None:
         """Declares the ring broken: it is stopped, and a "broken" Notice says `text`."""
+    def notify(self) -> None:
+        """Notifies the driver, whether or not there is a reason."""
     def push_event(self, token: int, event: bytes) -> None:
         """Event queue: writes `event` into the next buffer. "done" with 1, or 0 for no buffer."""
     def want_event_buffers(self) -> None:

@@ -17,6 +17,7 @@ from vscsi_emu.control.results import (
     AddedLun,
     HbaLimits,
     HbaState,
+    HostileState,
     Limits,
     LunLimits,
     LunLosses,
@@ -26,6 +27,7 @@ from vscsi_emu.control.results import (
     State,
 )
 from vscsi_emu.disk import OperationError
+from vscsi_emu.hostile import Hostility
 from vscsi_emu.journal import Kind, TmfRecord
 from vscsi_emu.virtio.scsi import show_address
 
@@ -267,6 +269,54 @@ async def power_fail(
             for disk, loss in zip(disks, losses, strict=True)
         ],
     )
+
+
+# ── Hostile devices ───────────────────────────────────────────────────────────────────────────
+
+
+@method("hostile.set")
+async def hostile_set(
+    context: Context,
+    names: list[str],
+    hba: str | None = None,
+    seed: int = 0,
+    chance: int = 100,
+    armed: bool = True,
+) -> None:
+    """An HBA misbehaves towards the driver that comes next, in the ways that docs/hostile-device.md
+    names; without names it is honest again. Of 100 used elements `chance` are chosen, by `seed`.
+    With `armed` off it waits for `hostile.arm`."""
+    port = context.hba(hba)
+    try:
+        chosen = Hostility(names, seed=seed, chance=chance, armed=armed)
+    except ValueError as error:
+        raise OperationError(str(error)) from None
+    port.hostility = chosen if chosen.names else None
+
+
+@method("hostile.arm")
+async def hostile_arm(context: Context, hba: str | None = None) -> None:
+    """From now on an HBA does what `hostile.set` chose."""
+    _hostility(context, hba).arm()
+
+
+@method("hostile.query")
+async def hostile_query(context: Context, hba: str | None = None) -> HostileState:
+    """What an HBA does wrong, and how often it did."""
+    hostility = _hostility(context, hba)
+    return HostileState(
+        names=list(hostility.names),
+        seed=hostility.seed,
+        armed=hostility.armed,
+        done=hostility.done,
+    )
+
+
+def _hostility(context: Context, hba: str | None) -> Hostility:
+    port = context.hba(hba)
+    if port.hostility is None:
+        raise OperationError(f"{port.name} is honest; choose by hostile.set", "hba")
+    return port.hostility
 
 
 # ── Watching ───────────────────────────────────────────────────────────────────────────────────

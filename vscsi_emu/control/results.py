@@ -91,6 +91,17 @@ class PowerFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class HostileState:
+    """An HBA that misbehaves."""
+
+    names: list[str]
+    seed: int
+    armed: bool
+    done: int
+    """Misdeeds so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LunLimits:
     """Of one unit, as its Block Limits VPD page says (SBC-5), in blocks unless the name says
     otherwise; 0 is no limit, for the last three: not supported."""

@@ -1,5 +1,6 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
+mod hostile;
 mod inbox;
 mod interrupt;
 mod lu;
@@ -56,6 +57,8 @@ use by_identity;
 mod dataplane {
     use super::*;
 
+    #[pymodule_export]
+    use super::hostile::Hostility;
     #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice};
     #[pymodule_export]
