@@ -43,9 +43,17 @@ def open_backend(spec: LunSpec, *, name: str) -> Backend:
     Raises `BackendError` or `SpecError`, in words for the user.
     """
     backend = backend_class(spec.scheme)(spec, name)
-    if spec.volatile_cache:
-        backend.install_cache()
-    elif spec.tear is not None:
+    try:
+        # The cache below the space: what a power failure loses has been counted.
+        if spec.volatile_cache:
+            backend.install_cache()
+        elif spec.tear is not None:
+            raise SpecError(f"{spec}: tear is of a volatile cache; add volatile-cache=on")
+        backend.limit_space()
+    except OSError as error:
         backend.close()
-        raise SpecError(f"{spec}: tear is of a volatile cache; add volatile-cache=on")
+        raise BackendError(f"{spec}: cannot be measured: {error.strerror}") from None
+    except BaseException:
+        backend.close()
+        raise
     return backend

@@ -17,6 +17,7 @@ from vscsi_emu.scsi.identity import MAX_SERIAL, PRODUCT_SIZE, VENDOR_SIZE
 
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
+MAX_QUEUE_DEPTH: Final = 65535
 MAX_PHYSICAL_BLOCK: Final = 1 << 20
 
 ADDRESS: Final = re.compile(r"(\d+):(\d+)", re.ASCII)
@@ -55,6 +56,14 @@ class LunSpec:
     """What was not flushed is lost when the power fails (`power.fail`)."""
     tear: int | None = None
     """Bytes that the medium writes whole when the power fails."""
+    thin: int | None = None
+    """Bytes of space that its blocks may take."""
+    pool: str | None = None
+    """Name of that space, which all units with this name share."""
+    soft_threshold: int | None = None
+    """Percent of the space in use at which initiators are told."""
+    queue_depth: int | None = None
+    """The most commands in the task set, then TASK SET FULL."""
     state: str | None = None
     """File that keeps what must outlive the server, such as persistent reservations."""
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -127,11 +136,30 @@ def _cache(text: str) -> bool:
 
 
 def _rotation_rate(text: str) -> int:
-    # MEDIUM ROTATION RATE of VPD page B1h (SBC-5 6.6.3): the other values are reserved.
+    # MEDIUM ROTATION RATE of VPD page B1h (SBC-4 6.6.2): the other values are reserved.
     rate = int(text) if text.isascii() and text.isdecimal() else -1
     if rate not in (0, 1) and not 0x401 <= rate <= 0xFFFE:
         raise SpecError(f"{text!r} is not 0 (unknown), 1 (solid state) or 1025 to 65534 rpm")
     return rate
+
+
+def _pool(text: str) -> str:
+    if not text:
+        raise SpecError("names no pool")
+    return text
+
+
+def _percent(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 100):
+        raise SpecError(f"{text!r} is not a percentage from 1 to 100")
+    return int(text)
+
+
+def _queue_depth(text: str) -> int:
+    depth = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= depth <= MAX_QUEUE_DEPTH:
+        raise SpecError(f"{text!r} is not a number of commands from 1 to {MAX_QUEUE_DEPTH}")
+    return depth
 
 
 def _naa(text: str) -> str:
@@ -175,10 +203,14 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "rotation-rate": _Key("rotation_rate", _rotation_rate),
         "discard": _Key("discard", parse_switch),
         "lbprz": _Key("lbprz", parse_switch),
+        "thin": _Key("thin", parse_size),
+        "pool": _Key("pool", _pool),
+        "soft-threshold": _Key("soft_threshold", _percent),
         "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
         "volatile-cache": _Key("volatile_cache", parse_switch, bare="on"),
         "tear": _Key("tear", _tear),
+        "queue-depth": _Key("queue_depth", _queue_depth),
         "state": _Key("state", _path),
     }
 )

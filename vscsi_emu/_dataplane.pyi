@@ -17,6 +17,9 @@ class DataplaneError(Exception):
 class GuestMemoryError(DataplaneError):
     """An address or length lies outside guest memory, or a region cannot be mapped."""
 
+class SourceChangedError(DataplaneError):
+    """What a copy was to take is not any more what it was."""
+
 class RingError(DataplaneError):
     """A ring is set up in a way that no driver may ask for."""
 
@@ -35,7 +38,7 @@ def build_sense(
     in_cdb: bool = True,
     progress: int | None = None,
 ) -> bytes:
-    """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6 4.4.
+    """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6.
 
     `field`/`bit` fill the sense-key-specific field pointer of ILLEGAL REQUEST (byte offset and bit
     number; `in_cdb` sets C/D). `information` above 32 bits in fixed format leaves VALID at 0.
@@ -113,14 +116,31 @@ class Engine:
     @property
     def can_discard(self) -> bool:
         """Whether deallocation really frees space here (probed, not guessed)."""
+    @property
+    def allocated(self) -> int | None:
+        """Bytes of space taken; None where that cannot be told (devices)."""
     def flush(self) -> None:
         """What was written is on stable storage on return. Blocks (GIL released). OSError."""
-    def copy(
-        self, source: Engine, source_offset: int, offset: int, length: int, durable: bool
-    ) -> None:
-        """`length` bytes of `source` to here, as if all were read before the first is written;
-        on stable storage on return if `durable`. Blocks (GIL released): call it off the event
-        loop. OSError: the I/O failed, or a range is outside."""
+    def thin(self, space: Space) -> Engine:
+        """The same, but blocks take space from `space` as they are written, and give it back as
+        they are freed. What is allocated now is taken whatever the limit. A write that needs more
+        than there is fails with ENOSPC and changes nothing. `OSError`: it cannot be measured."""
+
+@final
+class Space:
+    """`limit` bytes that engines share."""
+
+    def __new__(cls, limit: int) -> Self: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def used(self) -> int:
+        """Bytes in use; above the limit if that much was in use from the beginning."""
+    def watch(self, inbox: Inbox, token: int, level: int, *, rising: bool) -> None:
+        """Says "done" once, with the bytes in use as value, when they are at least `level`
+        (`rising`) or fewer; at once if they are."""
+    def unwatch(self, token: int) -> None:
+        """There will be no "done" if there was none yet."""
 
 @final
 class Hostility:
@@ -185,11 +205,14 @@ class LunPolicy:
         max_compare_and_write_blocks: int = 0,
         max_atomic_blocks: int = 0,
         atomic_granularity_blocks: int = 0,
+        qerr: int = 0,
+        restricted_reordering: bool = False,
     ) -> Self:
         """Limits of 0 mean: no limit. `unmap`: UNMAP and WRITE SAME with UNMAP deallocate;
         deallocated blocks read as zeros. The last three are exceptions: COMPARE AND
         WRITE takes that many blocks, WRITE ATOMIC too, 0 none; `atomic_granularity_blocks` is of
-        its length and of its LBA."""
+        its length and of its LBA. `qerr`: QERR, 0, 1 or 3; `restricted_reordering`: QUEUE ALGORITHM
+        MODIFIER 0h, SIMPLE commands keep their order (SPC-6, Control mode page)."""
     block_size: int
     blocks: int
     write_protected: bool
@@ -203,6 +226,8 @@ class LunPolicy:
     max_compare_and_write_blocks: int
     max_atomic_blocks: int
     atomic_granularity_blocks: int
+    qerr: int
+    restricted_reordering: bool
     def replace(self, **changes: int) -> LunPolicy:
         """A copy with these fields changed."""
 
@@ -216,15 +241,50 @@ class Lu:
         policy: LunPolicy,
         routes: bytes,
         usage_maps: Mapping[int, bytes] | None = None,
+        *,
+        queue_depth: int = 0,
     ) -> Self:
         """`routes`: 256 ROUTE_* values indexed by OPERATION CODE, made from the CDB table.
         `usage_maps`: CDB usage maps of the media commands (opcode → bytes). A command with a bit
         set that its map does not define comes to Python, which refuses it with the field
-        pointer: the fast way never skips that check."""
+        pointer: the fast way never skips that check. `queue_depth`: most commands in the task set,
+        then TASK SET FULL, or BUSY for a nexus that has none there; 0: no limit."""
+    def mark_bad(self, offset: int, length: int) -> None:
+        """These bytes, a block, read as an error until they are written; as WRITE LONG does."""
     policy: LunPolicy
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
     def engine(self) -> Engine: ...
+    def hold(self) -> Held:
+        """As long as this is in effect, no dormant command of the unit is enabled, and those that
+        come are dormant, but for HEAD OF QUEUE and ACA."""
+    @property
+    def aca(self) -> bool:
+        """Whether an ACA condition is in effect (SAM-6), of whichever nexus."""
+    @property
+    def errors(self) -> tuple[int, int, int, int]:
+        """Commands that the data plane ended with an uncorrected error of a write, of a read or of
+        a verification, and with an error of our own, since the unit was made."""
+
+@final
+class Held:
+    """A task set stands still until this is left, as a context manager, or gone."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_error: object) -> None: ...
+
+@final
+class Scan:
+    """Reads the whole medium of a unit, beside all else that uses it."""
+
+    def __new__(cls, lu: Lu) -> Self: ...
+    def run(self) -> tuple[int, int, int] | None:
+        """Blocks (GIL released): call it once, off the event loop. The first block that cannot be
+        read: LBA, sense key, ASC and ASCQ as one number. `InterruptedError` after `cancel`."""
+    @property
+    def progress(self) -> int:
+        """Parts of 65536 that are done, at most 65535."""
+    def cancel(self) -> None: ...
 
 @final
 class Overwrite:
@@ -247,6 +307,41 @@ class Overwrite:
     def cancel(self) -> None: ...
 
 @final
+class Watch:
+    """Whether blocks of a unit were changed. `ranges`: (offset, length) in bytes each. What writes
+    when it is made may go unnoticed: await `Worker.quiesce`."""
+
+    def __new__(cls, lu: Lu, ranges: Sequence[tuple[int, int]]) -> Self: ...
+    @property
+    def changed(self) -> bool: ...
+
+@final
+class Copy:
+    """Moves `runs`, in this order: (source offset, offset, length) in bytes each, every one as if
+    all of it were read before the first byte is written. `source` None: zeros. `durable`: on
+    stable storage on return. Takes turns with exclusive commands of both units."""
+
+    def __new__(
+        cls,
+        target: Lu,
+        source: Lu | None,
+        runs: Sequence[tuple[int, int, int]],
+        *,
+        durable: bool,
+        unless: Watch | None = None,
+    ) -> Self: ...
+    def run(self) -> None:
+        """Blocks (GIL released): call it once, off the event loop. `OSError`: a range is outside,
+        or the I/O failed; EAGAIN: space is being freed; `InterruptedError` after `cancel`.
+        `SourceChangedError`: what `unless` watches has changed, and nothing newer was taken."""
+    @property
+    def runs(self) -> list[tuple[int, int, int]]: ...
+    @property
+    def copied(self) -> int:
+        """Bytes copied without a gap from the beginning."""
+    def cancel(self) -> None: ...
+
+@final
 class Nexus:
     """I_T_L nexus: one port's way to one logical unit, with its gate."""
 
@@ -265,6 +360,11 @@ class Nexus:
     @property
     def pending(self) -> int:
         """Commands of this nexus in the inbox or with Python, not yet decided."""
+    @property
+    def faulted(self) -> bool:
+        """Whether the ACA condition in effect is this nexus's."""
+    def clear_aca(self) -> bool:
+        """Clears it: waiting commands go on. Whether there was one of this nexus."""
 
 @final
 class Port:
@@ -275,10 +375,10 @@ class Port:
     sense_size: int
     inout: bool
     """VIRTIO_SCSI_F_INOUT negotiated."""
-    def set_luns(self, luns: Mapping[tuple[int, int], Nexus]) -> None:
-        """(target, LUN) → nexus, swapped atomically. A request to a target without any entry is
-        answered BAD_TARGET; to an absent LUN of a known target, or to a well-known LU, it comes to
-        Python with `nexus` None."""
+    def set_luns(self, luns: Mapping[tuple[int, int], Nexus], targets: Sequence[int] = ...) -> None:
+        """(target, LUN) → nexus, swapped atomically. A request to a target without any entry, and
+        not in `targets`, is answered BAD_TARGET; to an absent LUN of a known target, or to a
+        well-known LU, it comes to Python with `nexus` None."""
 
 # ── Workers and the inbox ──────────────────────────────────────────────────────────────────────
 
@@ -347,6 +447,10 @@ class Notice:
     - ``"denied"``: I/O address `value` is mapped, but not for access `token`; "broken" is next
     - ``"broken"``: the ring of `queue` broke an invariant; it is stopped; `text` says how
     - ``"warning"``: `text` is worth one log line
+    - ``"fault"``: a command of `nexus`, sent through `port`, ended with CHECK CONDITION, and QERR
+      says that commands are to be aborted for that. Until this object is gone the task set is
+      held (`Lu.hold`): start the aborts before. `value`: commands with this stamp or a lower
+      one came before
     """
 
     @property
@@ -357,6 +461,10 @@ class Notice:
     def value(self) -> int: ...
     @property
     def queue(self) -> Queue | None: ...
+    @property
+    def port(self) -> Port | None: ...
+    @property
+    def nexus(self) -> Nexus | None: ...
     @property
     def text(self) -> str: ...
 
@@ -382,24 +490,31 @@ class Worker:
         token: int,
         response: int,
         *,
+        status: int = 0,
         port: Port | None = None,
         lu: Lu | None = None,
+        nexus: Nexus | None = None,
         tag: int | None = None,
+        until: int | None = None,
     ) -> None:
-        """Ends matching commands with `response` (None matches all). First takes what the queues
-        of `port` already offer, so that a command queued before the TMF is hit by it. "done" when
-        the last one is complete; `value` = commands hit."""
+        """Ends matching commands with `response` and, where that is OK, SAM `status` (None matches
+        all; `until`: stamps up to this one, see `Notice`). First takes what the queues of `port`
+        already offer, so that a command queued before the TMF is hit by it. "done" when the last
+        one is complete; `value` = commands hit. With `lu` or `nexus` and without `tag`, the unit's
+        task set is held (`Lu.hold`) until this worker has looked at all of its own commands."""
     def query(
         self,
         token: int,
         *,
         port: Port | None = None,
         lu: Lu | None = None,
+        nexus: Nexus | None = None,
         tag: int | None = None,
     ) -> None:
         """Counts matching commands in the task set now (after taking as above): "done", `value`."""
     def quiesce(self, token: int, *, lu: Lu | None = None) -> None:
-        """Says "done" when commands of `lu` that ran at this call (not with Python) are over."""
+        """Says "done" when commands of `lu` that ran at this call are over: not those with
+        Python, nor dormant ones, which have yet to come to the gate."""
     def quiesce_range(self, token: int, memory: GuestMemory, iova: int, size: int) -> None:
         """After `GuestMemory.iotlb_invalidate`: says "done" when no ring and no command, here or
         with Python, uses a translation of these I/O addresses found before; `value`: commands

@@ -3,7 +3,9 @@
 //! Python decides, this crate moves data. Everything but `py` builds and tests without an
 //! interpreter (`cargo test --no-default-features`).
 
+pub mod copy;
 pub mod engine;
+pub mod errors;
 pub mod event;
 pub mod gate;
 pub mod inbox;
@@ -20,6 +22,7 @@ pub mod ring;
 pub mod sbc;
 pub mod sense;
 pub mod task;
+pub mod task_set;
 pub mod turn;
 pub mod wire;
 pub mod worker;

@@ -5,9 +5,12 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::engine::Engine;
+use crate::errors::ErrorCounts;
 use crate::gate::{self, Gate};
 use crate::policy::LunPolicy;
-use crate::turn::Turns;
+use crate::sbc;
+use crate::task_set::{Part, TaskSet};
+use crate::turn::Turn;
 
 /// Where a command goes; values are `ROUTE_*` in Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +44,7 @@ struct Row {
 pub struct RouteTable([Row; 256]);
 
 impl RouteTable {
-    /// `usage` rows are CDB usage maps (SPC-6 6.39.3): a bit that is 0 there and 1 in a CDB sends
+    /// `usage` rows are CDB usage maps (SPC-6): a bit that is 0 there and 1 in a CDB sends
     /// the command to Python, which refuses it with the right field pointer.
     pub fn new(routes: &[u8; 256], usage: &[(u8, Vec<u8>)]) -> Option<Self> {
         let mut rows = [Row {
@@ -78,13 +81,56 @@ pub struct Lu {
     pub engine: Arc<dyn Engine>,
     pub policy: ArcSwap<LunPolicy>,
     pub routes: RouteTable,
-    pub turns: Turns,
+    pub tasks: TaskSet,
+    pub errors: ErrorCounts,
+}
+
+impl Lu {
+    /// Whether a media command runs beside others here, or alone.
+    pub fn turn(&self, cdb: &[u8]) -> Turn {
+        sbc::turn(cdb, self.engine.counts_space())
+    }
+
+    /// `queue_depth`: as for [`TaskSet::new`].
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        policy: LunPolicy,
+        routes: RouteTable,
+        queue_depth: u32,
+    ) -> Self {
+        let tasks = TaskSet::new(queue_depth);
+        tasks.restrict_reordering(policy.restricted_reordering);
+        Self {
+            engine,
+            policy: ArcSwap::from_pointee(policy),
+            routes,
+            tasks,
+            errors: ErrorCounts::default(),
+        }
+    }
+
+    /// Commands already started keep the old policy.
+    pub fn set_policy(&self, policy: LunPolicy) {
+        self.tasks.restrict_reordering(policy.restricted_reordering);
+        self.policy.store(Arc::new(policy));
+    }
 }
 
 /// I_T_L nexus: one port's way to one logical unit.
 pub struct Nexus {
     pub lu: Arc<Lu>,
     pub gate: Gate,
+    pub part: Part,
+}
+
+impl Nexus {
+    pub fn new(lu: Arc<Lu>) -> Self {
+        Self {
+            lu,
+            gate: Gate::default(),
+            part: Part::default(),
+        }
+    }
 }
 
 #[cfg(test)]

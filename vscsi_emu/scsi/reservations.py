@@ -1,14 +1,12 @@
 """The reservations of one logical unit: who is kept out, now and after a restart.
 
-Both kinds are here, since each must refuse the other: RESERVE and RELEASE of SPC-2 (clause 5.5.1,
-with the exceptions that SPC-4 calls compatible reservation handling), and persistent reservations.
+Both kinds are here, since each must refuse the other: RESERVE and RELEASE of SPC-2 (with the
+exceptions that SPC-4 calls compatible reservation handling), and persistent reservations.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import weakref
 from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -25,15 +23,13 @@ from vscsi_emu.scsi.persistent import (
     State,
     Transition,
 )
-from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
-from vscsi_emu.scsi.store import SavedStateError
+from vscsi_emu.scsi.store import SavedStateError, load, save
+from vscsi_emu.scsi.task_set import AcaActive, abort_others
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.nexus import Nexus
     from vscsi_emu.scsi.store import StateStore
     from vscsi_emu.scsi.unit import LogicalUnit
-
-log = logging.getLogger(__name__)
 
 _SECTION: Final = "persistent-reservations"
 
@@ -45,14 +41,13 @@ class Reservations:
     """
 
     def __init__(self, unit: LogicalUnit, store: StateStore | None) -> None:
-        # No circle: a unit that was removed lets go of its storage at once.
-        self._unit: LogicalUnit = weakref.proxy(unit)
+        self._unit = unit
         self._store = store
         self._lock = asyncio.Lock()
         self.state = State()
         self.reserved_by: Nexus | None = None
         """The holder of an SPC-2 reservation."""
-        saved = store.load(_SECTION) if store is not None else None
+        saved = load(store, _SECTION)
         if saved is not None:
             self.state = _from_json(saved)
 
@@ -84,7 +79,7 @@ class Reservations:
             case _:
                 return _dataplane.CLASS_ALL
 
-    # ── Persistent reservations (SPC-6 5.14) ───────────────────────────────────────────────────
+    # ── Persistent reservations (SPC-6) ────────────────────────────────────────────────────────
 
     async def apply(self, transition: Transition, by: Nexus) -> None:
         """One PERSISTENT RESERVE OUT after the other. When it returns, the new state is saved if
@@ -93,12 +88,13 @@ class Reservations:
             # An SPC-2 reservation may have come while this one waited.
             self.refuse_while_reserved()
             outcome = transition(self.state, by.id)
+            self._check_aca(outcome, by)
             await self._save(outcome.state)
             self.state = outcome.state
             self._unit.update_gates()
             self._establish(outcome)
             await self._unit.quiesce()
-            await self._abort(outcome.aborted, by)
+            await self._abort(outcome.aborted or frozenset(), by)
 
     def refuse_while_reserved(self) -> None:
         """Under an SPC-2 reservation all PERSISTENT RESERVE commands conflict, the holder's too."""
@@ -106,16 +102,11 @@ class Reservations:
             raise ReservationConflict
 
     async def _save(self, after: State) -> None:
-        """Before anybody sees it: what was acknowledged is never lost."""
-        if self._store is None or not (after.aptpl or self.state.aptpl):
+        if not (after.aptpl or self.state.aptpl):
             return
         if after.aptpl and _to_json(after) == _to_json(self.state):
             return
-        try:
-            await self._store.save(_SECTION, _to_json(after) if after.aptpl else None)
-        except OSError as error:
-            log.error("persistent reservations cannot be saved: %s", error)
-            raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
+        await save(self._store, _SECTION, _to_json(after) if after.aptpl else None)
 
     def _establish(self, outcome: Outcome) -> None:
         for name, code in outcome.attentions:
@@ -124,12 +115,22 @@ class Reservations:
                     nexus.establish(code)
 
     async def _abort(self, names: frozenset[NexusId], by: Nexus) -> None:
-        for nexus in list(self._unit.nexuses):
-            if nexus.id in names:
-                nexus.prevents_removal = False
-            # The commands of the sender's own port include this one; they have been waited for.
-            if nexus.id in names and nexus.id.initiator != by.id.initiator and await nexus.abort():
-                nexus.establish(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+        preempted = [nexus for nexus in self._unit.nexuses if nexus.id in names]
+        for nexus in preempted:
+            nexus.prevents_removal = False
+            nexus.data_plane.clear_aca()
+        # The sender's own include this one; they have been waited for.
+        await abort_others(nexus for nexus in preempted if nexus is not by)
+
+    def _check_aca(self, outcome: Outcome, by: Nexus) -> None:
+        """Of other nexuses' commands the data plane lets PREEMPT AND ABORT through only, and that
+        is processed only where it clears the condition (SPC-4 5.13.11.2.6)."""
+        faulted = [nexus for nexus in self._unit.nexuses if nexus.data_plane.faulted]
+        aborted = outcome.aborted
+        if aborted is None or by in faulted:
+            return
+        if any(nexus.id not in aborted for nexus in faulted):
+            raise AcaActive
 
     # ── RESERVE and RELEASE of SPC-2 ───────────────────────────────────────────────────────────
 
@@ -178,7 +179,7 @@ class Reservations:
 
 
 def _to_json(state: State) -> dict[str, Any]:
-    """All but PRGENERATION, which starts at 0 after each power on (SPC-6 6.17.2)."""
+    """All but PRGENERATION, which starts at 0 after each power on (SPC-6)."""
     held = state.reservation
     return {
         "registrations": [

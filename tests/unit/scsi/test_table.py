@@ -4,7 +4,17 @@ import pytest
 
 from tests.unit.scsi.harness import Recorder, bad_cdb, cdb_of, make_target, make_unit, refused, send
 from vscsi_emu import _dataplane
-from vscsi_emu.scsi import Asc, Feature, Limits, Route, SenseKey, Status, handle, route_table
+from vscsi_emu.scsi import (
+    REPORT_LUNS_WLUN,
+    Asc,
+    Feature,
+    Limits,
+    Route,
+    SenseKey,
+    Status,
+    handle,
+    route_table,
+)
 from vscsi_emu.scsi.cdb import (
     SERVICE_ACTION_MASK,
     SERVICE_ACTION_OPCODES,
@@ -15,6 +25,7 @@ from vscsi_emu.scsi.cdb import (
     bit,
 )
 from vscsi_emu.scsi.commands import ALL
+from vscsi_emu.scsi.copy_operations import Operation, State
 from vscsi_emu.scsi.table import command_table
 
 MEDIA = {
@@ -24,11 +35,11 @@ MEDIA = {
         *(0x2E, 0xAE, 0x8E),
         *(0x41, 0x93),
         0x42,
-        *(0x89, 0x8B, 0x9C, 0x3F),
+        *(0x89, 0x8B, 0x9C),
     },
     _dataplane.ROUTE_MEDIA: {0x2F, 0xAF, 0x8F, 0x35, 0x91, 0x34, 0x90},
 }
-ALL_FEATURES = Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES
+ALL_FEATURES = Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES | Feature.ACA
 
 
 PERSISTENT_RESERVE_OUT = 0x5F
@@ -134,10 +145,19 @@ def test_field(field: Field, cdb: str, value: int) -> None:
     ],
 )
 def test_usage_map(opcode: int, action: int | None, usage: str) -> None:
-    command = command_table(ALL_FEATURES).get(opcode, action)
+    # Of a unit without ACA: `test_naca_is_all_that_control_has`.
+    command = command_table(ALL_FEATURES & ~Feature.ACA).get(opcode, action)
     assert command is not None
     assert command.usage_map.hex() == bytes.fromhex(usage).hex()
     assert command.length == len(command.usage_map)
+
+
+def test_sp_needs_somewhere_to_save_to() -> None:
+    for opcode in (0x15, 0x55):
+        for features, usage in ((Feature.NONE, 0x10), (Feature.SAVED_STATE, 0x11)):
+            command = command_table(features).get(opcode, None)
+            assert command is not None
+            assert command.usage_map[1] == usage
 
 
 def test_the_unmap_bit_needs_thin_provisioning() -> None:
@@ -145,6 +165,21 @@ def test_the_unmap_bit_needs_thin_provisioning() -> None:
     assert command is not None
     assert command.usage_map[1] == 0x01
     assert refused(make_target(make_unit(discard=False)), "9308") == bad_cdb(1, 3)
+
+
+@pytest.mark.parametrize("command", commands(), ids=name)
+def test_naca_is_all_that_control_has(command: CommandType) -> None:
+    assert command.usage_map[-1] == 0x04
+    without = command_table(ALL_FEATURES & ~Feature.ACA).get(command.opcode, command.service_action)
+    assert without is not None
+    assert without.usage_map == command.usage_map[:-1] + b"\0"
+
+
+@pytest.mark.parametrize("lun", [9, REPORT_LUNS_WLUN])
+def test_naca_needs_a_logical_unit_with_a_task_set(lun: int) -> None:
+    target = make_target(make_unit())
+    assert refused(target, "120000002404", lun=lun) == bad_cdb(5, 2)
+    assert send(target, "120000002404").status == Status.GOOD
 
 
 @pytest.mark.parametrize("command", commands(), ids=name)
@@ -199,7 +234,7 @@ def test_every_reserved_bit_is_refused_with_its_pointer(command: CommandType) ->
 def test_a_handler_reads_every_field_it_declares(
     command: CommandType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if command.handler is None:
+    if command.media:
         return
     read = set()
 
@@ -209,14 +244,21 @@ def test_a_handler_reads_every_field_it_declares(
 
     original = Cdb.__getitem__
     monkeypatch.setattr(Cdb, "__getitem__", reading)
-    # Each field in turn is 1, so that every branch is gone into; lengths leave room for data.
+    # Each field in turn is 1, then 2, so that every branch is gone into; lengths leave room for
+    # data.
     length = 24 if command.opcode == PERSISTENT_RESERVE_OUT else 255
     lengths = {name: length for name in command.fields if name.endswith("length")}
     mode_page = bytes(8) + b"\x08\x12" + bytes(245)
-    for chosen in ({}, *({name: 1} for name in command.fields)):
+    small = [{name: 1} for name in command.fields]
+    small += [
+        {name: 2} for name, field in command.fields.items() if field.extract(b"\xff" * 16) > 1
+    ]
+    for chosen in ({}, *small):
         target = make_target(make_unit())
         for list_id in range(2):
             target.nexuses[0].copies.start(list_id)
+            target.nexuses[0].operations.start(list_id, Operation(0x10, State.COMPLETED))
+        target.nexuses[0].copies.end(1, error=None, hold=True)
         send(target, cdb_of(command, **{**lengths, **chosen}), data_out=mode_page)
     assert read == {name for name, field in command.fields.items() if not field.ignored}
 
@@ -245,14 +287,6 @@ def test_unknown_service_actions(opcode: int) -> None:
         assert refused(target, bytes([opcode, action])) == bad_cdb(1, 4)
 
 
-@pytest.mark.parametrize("command", commands(), ids=name)
-def test_naca_is_refused(command: CommandType) -> None:
-    cdb = bytearray(command.length)
-    cdb[0], cdb[1] = command.opcode, command.service_action or 0
-    cdb[-1] = 0x04
-    assert refused(make_target(make_unit()), bytes(cdb)) == bad_cdb(command.length - 1, 2)
-
-
 def test_a_short_cdb_is_padded_with_zeros() -> None:
     command = Recorder(b"\x28")
     assert handle(command, make_target(make_unit()), 0) is None
@@ -263,7 +297,9 @@ def test_a_short_cdb_is_padded_with_zeros() -> None:
 def test_media_commands_go_to_the_data_plane(command: CommandType) -> None:
     cdb = bytes([command.opcode, command.service_action or 0])
     executed = send(make_target(make_unit()), cdb).executed
-    assert executed == (command.handler is None)
+    assert executed == command.media
     # The data plane routes by operation code, so Python sees what has a service action first.
-    assert (command.route is not Route.PYTHON) == (executed and command.service_action is None)
+    if command.route is not Route.PYTHON:
+        assert executed
+        assert command.service_action is None
     assert not executed or Flag.NEEDS_READY in command.flags

@@ -160,6 +160,10 @@ impl Engine for VolatileCache {
         self.inner.extent(offset)
     }
 
+    fn allocated(&self) -> Option<u64> {
+        self.inner.allocated()
+    }
+
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {
         let mut state = match self.state.try_lock() {
             Ok(state) => state,
