@@ -24,6 +24,7 @@ from vscsi_emu.virtio.scsi import Response
 BLOCK = 512
 BLOCKS = 32
 FUA = 0x08
+UNIT_ATTENTION, DATA_PROTECT = 6, 7
 SECONDS = 20.0
 
 
@@ -111,7 +112,7 @@ def test_the_driver_is_told_that_power_was_on() -> None:
     with machine(MEMORY) as guest:
         guest.fail(1)
         result = guest.device.execute(0, 0, bytes(6))
-        assert (result.status, result.sense[2] & 0xF) == (2, 6)
+        assert (result.status, result.sense[2] & 0xF) == (2, UNIT_ATTENTION)
         assert result.sense[12:14] == b"\x29\x01"  # POWER ON OCCURRED
         assert not guest.device.execute(0, 0, bytes(6)).status
 
@@ -124,6 +125,36 @@ def test_commands_that_it_meets_end_with_transport_failure() -> None:
         assert guest.device.wait(waiting).response == Response.TRANSPORT_FAILURE
         guest.machine.control.lun_resume(lun="0:0")
         assert guest.read()
+
+
+def test_every_command_has_an_answer_whenever_the_power_fails() -> None:
+    answers = set()
+    with machine(MEMORY) as guest:
+        for seed in range(30):
+            cdbs = [bytes([0x2A, 0, 0, 0, 0, lba, 0, 0, 1, 0]) for lba in range(BLOCKS)]
+            cdbs += [bytes([0x35, *bytes(9)])] * 4  # SYNCHRONIZE CACHE
+            running = [
+                guest.device.submit(0, 0, cdb, data_out=bytes(BLOCK) if cdb[0] == 0x2A else b"")
+                for cdb in cdbs
+            ]
+            guest.fail(seed)
+            answers |= {result.response for result in guest.device.wait_all(running)}
+            assert len(guest.read()) == BLOCKS
+    assert answers <= {Response.OK, Response.TRANSPORT_FAILURE}
+
+
+def test_a_cache_in_front_of_bounded_space() -> None:
+    with machine(f"mem:1M,volatile-cache,thin={BLOCKS * BLOCK}") as guest:
+        guest.write(0, 1, BLOCKS)
+        cdb = bytes([0x2A, 0, 0, 0, 1, 0, 0, 0, 1, 0])
+        full = guest.device.execute(0, 0, cdb, data_out=bytes(BLOCK))
+        if full.sense[2] & 0xF == UNIT_ATTENTION:  # that the space gets short
+            full = guest.device.execute(0, 0, cdb, data_out=bytes(BLOCK))
+        # As it is written, not when it is flushed.
+        assert full.sense[2] & 0xF == DATA_PROTECT
+        guest.disk.flush()
+        assert guest.fail(0).lost == 0
+        assert guest.read() == [bytes([1]) * BLOCK] * BLOCKS
 
 
 def test_without_a_write_cache_nothing_is_lost() -> None:
