@@ -38,10 +38,16 @@ class Backend:
     rotation_rate: int = 1
     """MEDIUM ROTATION RATE when the user names none: 1 is a solid state medium (SBC-4 6.6.2)."""
 
+    can_lose_power: ClassVar[bool] = True
+    """Whether a power failure can be played: not where a real device has a power of its own."""
     cache: VolatileCache | None = None
     """In front of what was `engine`, where the unit is to lose unflushed writes."""
 
     def __init__(self, spec: LunSpec, name: str) -> None:
+        if spec.volatile_cache and not self.can_lose_power:
+            raise SpecError(
+                f"{spec}: a device has a cache and a power of its own: no volatile-cache"
+            )
         self.spec = spec
         self.name = name
         if spec.block_size is not None:
@@ -71,6 +77,10 @@ class Backend:
     def state_path(self) -> str | None:
         """Path of the file that keeps the unit's state over restarts; None: it is forgotten."""
         return self.spec.state
+
+    def limit(self, name: str) -> tuple[int, str] | None:
+        """What the host gives for a field of the configuration space, and where it says so."""
+        return None
 
     def limit_space(self) -> None:
         """Once `engine` is open: obeys `thin=`. Raises `SpecError` where that cannot be."""

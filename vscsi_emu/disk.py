@@ -166,6 +166,10 @@ class Disk:
         """Power goes and comes back: commands that run end with TRANSPORT FAILURE, what a volatile
         cache holds is lost as `seed` says, and each nexus has POWER ON OCCURRED to report."""
         async with self._change():
+            if not self.backend.can_lose_power:
+                raise OperationError(
+                    f"{self.id}: the power of a device of the host is its own", "lun"
+                )
             if self.unit.overwriting:
                 raise OperationError(f"{self.id}: SANITIZE or FORMAT UNIT is under way")
             async with self._without_power() as cache:

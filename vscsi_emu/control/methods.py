@@ -250,15 +250,15 @@ async def power_fail(
     hba: str | None = None,
     seed: int | None = None,
 ) -> PowerFailure:
-    """The power of these LUNs, or of all, fails and is back. Of what a volatile cache
-    (`volatile-cache=on`) holds, writes survive, are torn, or are lost, in any order, by `seed`; a
-    new one is drawn by default. Commands that run end with TRANSPORT FAILURE; the next ones report
-    POWER ON OCCURRED."""
+    """The power of these LUNs, or of all but devices of the host, fails and is back. Of what a
+    volatile cache (`volatile-cache=on`) holds, writes survive, are torn, or are lost, in any order,
+    by `seed`; a new one is drawn by default. Commands that run end with TRANSPORT FAILURE; the next
+    ones report POWER ON OCCURRED."""
     if seed is None:
         seed = secrets.randbits(32)
     if not 0 <= seed < 1 << 64:
         raise OperationError(f"seed {seed} is not within 64 bits", "seed")
-    disks = list(context.service.disks.values())
+    disks = [disk for disk in context.service.disks.values() if disk.backend.can_lose_power]
     if lun is not None:
         disks = list(dict.fromkeys(context.disk(name, hba) for name in lun))
     losses = await asyncio.gather(*(disk.power_fail(seed) for disk in disks))
