@@ -61,6 +61,25 @@ class Backend:
         """Path of the file that keeps the unit's state over restarts; None: it is forgotten."""
         return self.spec.state
 
+    @property
+    def writable(self) -> bool:
+        """Whether it was opened such that a unit may be set to writable."""
+        return True
+
+    @property
+    def resizable(self) -> bool:
+        """Whether `set_size` may work."""
+        return False
+
+    def set_size(self, size: int) -> None:
+        """Makes what holds the bytes `size` bytes long, apart from `engine.size`: before that if it
+        grows, after it if it shrinks. Blocks. `BackendError` where that is not possible."""
+        raise BackendError(f"{self.spec} cannot be resized")
+
+    def located(self, size: int) -> str:
+        """`LunSpec.location` of the same storage with `size` bytes."""
+        return self.spec.location
+
     def flush(self) -> None:
         """Makes everything written durable. Blocks: call it off the event loop."""
 

@@ -66,11 +66,32 @@ class FileBackend(Backend):
             return self.path + ".state"
         return self.spec.state
 
+    @property
+    def writable(self) -> bool:
+        return not self.spec.read_only
+
+    @property
+    def resizable(self) -> bool:
+        return self.writable
+
+    def set_size(self, size: int) -> None:
+        """A block device was resized by its owner, if at all."""
+        if self._is_image:
+            try:
+                os.ftruncate(self._fd, size)
+            except OSError as error:
+                raise BackendError(f"{self.spec}: {error.strerror}") from None
+        elif size > (there := os.lseek(self._fd, 0, os.SEEK_END)):
+            raise BackendError(f"{self.spec} has {there} bytes; resize the device first")
+
     def flush(self) -> None:
         if not self.spec.read_only:
             os.fsync(self._fd)
 
     def close(self) -> None:
+        # The engine has a duplicate; the lock must not wait for it.
+        with suppress(OSError):
+            _set_lock(self._fd, fcntl.F_UNLCK)
         os.close(self._fd)
 
     def _check_device_block_size(self) -> None:
@@ -139,7 +160,7 @@ def _lock(fd: int, spec: LunSpec) -> None:
     """An open file description lock on the whole file, which QEMU's image locks respect too."""
     kind = fcntl.F_RDLCK if spec.read_only else fcntl.F_WRLCK
     try:
-        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
+        _set_lock(fd, kind)
     except OSError as error:
         if error.errno not in (errno.EAGAIN, errno.EACCES):
             # A file system without locks: serve, as every other program there does.
@@ -147,6 +168,10 @@ def _lock(fd: int, spec: LunSpec) -> None:
         raise BackendError(
             f"{spec} is in use by {_holder(fd)}; stop that first, or give both only ,ro"
         ) from None
+
+
+def _set_lock(fd: int, kind: int) -> None:
+    fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, 0, 0, 0))
 
 
 def _holder(fd: int) -> str:

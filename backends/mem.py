@@ -7,7 +7,21 @@ from vscsi_emu.backends.base import Backend, BackendError
 from vscsi_emu.backends.uri import LunSpec, SpecError, parse_size
 
 
-class MemBackend(Backend):
+class SizedBackend(Backend):
+    """Storage that is nothing but its size."""
+
+    @property
+    def resizable(self) -> bool:
+        return True
+
+    def set_size(self, size: int) -> None:
+        pass  # the engine's is all there is
+
+    def located(self, size: int) -> str:
+        return str(size)
+
+
+class MemBackend(SizedBackend):
     """Sparse anonymous memory."""
 
     def __init__(self, spec: LunSpec, name: str) -> None:

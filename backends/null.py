@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from vscsi_emu import _dataplane
-from vscsi_emu.backends.base import Backend
-from vscsi_emu.backends.mem import sized
+from vscsi_emu.backends.mem import SizedBackend, sized
 from vscsi_emu.backends.uri import LunSpec
 
 
-class NullBackend(Backend):
+class NullBackend(SizedBackend):
     """No storage at all."""
 
     def __init__(self, spec: LunSpec, name: str) -> None:

@@ -19,7 +19,8 @@ MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
 MAX_PHYSICAL_BLOCK: Final = 1 << 20
 
-_ADDRESS: Final = re.compile(r"(\d+):(\d+)=", re.ASCII)
+ADDRESS: Final = re.compile(r"(\d+):(\d+)", re.ASCII)
+"""TARGET:LUN."""
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):")
 _SIZE: Final = re.compile(r"(\d+)([kmgt]?)(?:i?b)?", re.IGNORECASE | re.ASCII)
 _UNITS: Final = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
@@ -78,7 +79,7 @@ def parse_switch(text: str) -> bool:
 
 def parse_address(text: str) -> Address:
     """(target, LUN) of ``3:2``."""
-    match = re.fullmatch(r"(\d+):(\d+)", text, re.ASCII)
+    match = ADDRESS.fullmatch(text)
     if not match:
         raise SpecError(f"{text!r} is not TARGET:LUN; write for example 0:0")
     target, lun = int(match[1]), int(match[2])
@@ -178,9 +179,9 @@ def parse_lun(text: str) -> tuple[Address | None, LunSpec]:
     """The address, if one is given, and the logical unit of a ``--lun`` argument."""
     address: Address | None = None
     rest = text
-    if match := _ADDRESS.match(text):
-        address = parse_address(match[0][:-1])
-        rest = text[match.end() :]
+    place, has_address, behind = text.partition("=")
+    if has_address and ADDRESS.fullmatch(place):
+        address, rest = parse_address(place), behind
     uri, *options = _split_commas(rest)
     spec = parse_uri(uri)
     for option in options:

@@ -106,6 +106,10 @@ class Engine:
         """Reads zeros, forgets writes."""
     @property
     def size(self) -> int: ...
+    def resize(self, size: int) -> None:
+        """Another capacity in bytes; nothing may use the engine meanwhile. What is beyond the end
+        is lost, what is new reads as zeros. A file has its new length already if it grows; one
+        that shrinks is cut afterwards. OSError."""
     @property
     def can_discard(self) -> bool:
         """Whether deallocation really frees space here (probed, not guessed)."""

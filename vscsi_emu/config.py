@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
@@ -43,6 +43,12 @@ class LunConfig:
 
     name: str
     spec: LunSpec
+    unit_id: str | None = None
+
+    @property
+    def id(self) -> str:
+        """What people call it."""
+        return self.unit_id or self.name
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,36 +91,55 @@ def from_arguments(
     own disks: Linux then shows them as 0:0:0:0, 0:0:1:0, …. Raises `ConfigError`.
     """
     check_queues(queues, "--queues")
-    parsed: list[tuple[Address | None, LunSpec, str]] = []
+    parsed: list[tuple[Address | None, LunSpec]] = []
     for text in luns:
         try:
-            parsed.append((*parse_lun(text), text))
+            parsed.append(parse_lun(text))
         except SpecError as error:
             raise ConfigError(f"--lun {text}: {error}") from None
-    table: dict[Address, LunSpec] = {}
-    for address, spec, text in parsed:
-        if address is None:
-            continue
-        if address in table:
-            raise ConfigError(
-                f"--lun {text}: {table[address]} is at {_show(address)} already; "
-                "give one of them another address"
-            )
-        table[address] = spec
-    free = (target for target in range(MAX_TARGET + 1) if (target, 0) not in table)
-    for address, spec, text in parsed:
-        if address is None:
-            target = next(free, -1)
-            if target < 0:
-                raise ConfigError(f"--lun {text}: no target is free; give TARGET:LUN=")
-            table[target, 0] = spec
+    try:
+        table = place(parsed)
+    except ConfigError as error:
+        raise ConfigError(f"--lun {error}") from None
     # Memory disks of two servers must not look like one disk with two paths.
     origin = os.path.abspath(socket) if socket else f"fd {fd}"
     names = {address: f"{origin}#{_show(address)}" for address in table}
     return Config(
-        tuple(LunConfig(names[address], spec) for address, spec in table.items()),
+        tuple(
+            LunConfig(names[address], spec, default_id(address)) for address, spec in table.items()
+        ),
         (HbaConfig(socket, fd, queues, names, in_band=in_band, access_platform=access_platform),),
     )
+
+
+def place(
+    luns: Iterable[tuple[Address | None, LunSpec]], *, taken: Container[Address] = ()
+) -> dict[Address, LunSpec]:
+    """Units by address. One without becomes LUN 0 of the first target that has none.
+
+    `taken`: addresses that have units already. Raises `ConfigError`.
+    """
+    table: dict[Address, LunSpec] = {}
+    bare: list[LunSpec] = []
+    for address, spec in luns:
+        if address is None:
+            bare.append(spec)
+        elif address in table or address in taken:
+            at = _show(address)
+            first = f"{table[address]} is" if address in table else "another unit is"
+            raise ConfigError(
+                f"{at}={spec}: {first} at {at} already; give one of them another address"
+            )
+        else:
+            table[address] = spec
+    targets = range(MAX_TARGET + 1)
+    free = (n for n in targets if (n, 0) not in table and (n, 0) not in taken)
+    for spec in bare:
+        target = next(free, -1)
+        if target < 0:
+            raise ConfigError(f"{spec}: no target is free; give TARGET:LUN=")
+        table[target, 0] = spec
+    return table
 
 
 def from_file(path: str) -> Config:
@@ -187,7 +212,7 @@ class _Reader:
                 raise self._error(where, key, str(error)) from None
         if spec.state is not None:
             spec = replace(spec, state=str(self._folder / spec.state))
-        return LunConfig(f"{Path(self._path).absolute()}#{name}", spec)
+        return LunConfig(f"{Path(self._path).absolute()}#{name}", spec, name)
 
     def _hba(self, table: dict[str, Any], where: str, units: Mapping[str, LunConfig]) -> HbaConfig:
         socket = str(self._folder / self._string(table, "socket", where))
@@ -207,7 +232,7 @@ class _Reader:
             problem = f"{initiator!r} is not 16 hex digits that start with 2, 3 or 5 (an NAA name)"
             raise self._error(where, "initiator", problem)
         luns = table.get("luns")
-        if not isinstance(luns, dict) or not luns:
+        if not isinstance(luns, dict):
             raise self._error(where, "luns", 'is no table such as {"0:0" = "id of a [[lun]]"}')
         mapped: dict[Address, str] = {}
         for text, unit in luns.items():
@@ -263,6 +288,11 @@ class _Reader:
 def check_queues(queues: int, name: str) -> None:
     if not 1 <= queues <= MAX_QUEUES:
         raise ConfigError(f"{name} {queues}: use 1 to {MAX_QUEUES}")
+
+
+def default_id(address: Address) -> str:
+    """What a unit that was given none is called, by its first address."""
+    return f"disk-{address[0]}-{address[1]}"
 
 
 def _as_text(value: object) -> str:

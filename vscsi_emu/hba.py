@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+import time
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -20,10 +21,12 @@ from typing import TYPE_CHECKING, Final, Protocol
 from vscsi_emu import _dataplane
 from vscsi_emu.control_queue import answer
 from vscsi_emu.events import EventSender
+from vscsi_emu.journal import Kind
 from vscsi_emu.scsi.dispatch import handle
 from vscsi_emu.scsi.lun import decode_lun
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort
 from vscsi_emu.scsi.target import Target
+from vscsi_emu.tmf_record import tmf_record
 from vscsi_emu.virtio.config import ByteOrder, ScsiConfig
 from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.scsi import (
@@ -36,6 +39,7 @@ from vscsi_emu.virtio.scsi import (
     ResetReason,
     Response,
     encode_lun,
+    show_address,
 )
 
 if TYPE_CHECKING:
@@ -72,6 +76,21 @@ MAX_SECTORS: Final = 0xFFFF
 
 MAX_NUMBER: Final = 254
 """So that relative target port identifiers stay within 16 bits."""
+
+
+_SILENCE: Final = 0.5
+"""Seconds without a command after which a driver that was told of a removal is done with a unit."""
+
+_UNREMARKABLE: Final = frozenset({Asc.REPORTED_LUNS_DATA_HAS_CHANGED, Asc.I_T_NEXUS_LOSS_OCCURRED})
+"""Established for each unit of a target at once; what causes them is noted already."""
+
+
+class LunBusyError(Exception):
+    """A unit that its driver still uses at the deadline of its removal."""
+
+    def __init__(self, address: Address, deadline: float) -> None:
+        super().__init__(f"{show_address(address)} is still in use after {deadline:g} s")
+        self.address = address
 
 
 class FeatureError(ValueError):
@@ -113,10 +132,12 @@ class Hba:
         queues: int,
         luns: Mapping[Address, LogicalUnit],
         number: int = 0,
+        name: str | None = None,
     ) -> None:
         """`initiator`: NAA name of the initiator port, 16 hex digits. `queues`: request queues.
         `number`: 0 to 254, another for each HBA that shares units with this one; from it follow
-        the relative port identifiers of its targets."""
+        the relative port identifiers of its targets. `name`: what people call it, "hba" and its
+        number by default."""
         if not 0 <= number <= MAX_NUMBER:
             raise ValueError(f"HBA number {number} is not within 0 to {MAX_NUMBER}")
         if queues < 1:
@@ -124,6 +145,7 @@ class Hba:
         self.runtime = runtime
         self.initiator = initiator
         self.number = number
+        self.name = name or f"hba{number}"
         self.port: Port = _dataplane.Port()
         self.features = Feature(0)
         """The negotiated ones."""
@@ -140,6 +162,8 @@ class Hba:
         self._drains: dict[Queue, asyncio.Task[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resetting: Nexus | None = None
+        self._leaving: dict[Nexus, float] = {}
+        """Units being unplugged: when the last command came."""
         runtime.add_port(self.port, self)
         for number in {number for number, _ in luns}:
             units = {lun: unit for (target, lun), unit in luns.items() if target == number}
@@ -199,17 +223,24 @@ class Hba:
 
     # ── Connection and reset ───────────────────────────────────────────────────────────────────
 
+    @property
+    def connected(self) -> bool:
+        """Whether a transport's driver is there."""
+        return self._link is not None
+
     def connect(self, link: Link, iommu: Iommu | None = None) -> None:
         """A transport's driver is there: one at a time. Behind an `iommu` ACCESS_PLATFORM is
         offered."""
         assert self._link is None, "an HBA has one driver at a time"
         self._link, self._iommu = link, iommu
+        self._note(Kind.SESSION_CONNECTED, "a driver may come")
 
     async def disconnect(self, link: Link) -> None:
         """The driver is gone, its queues are stopped: an I_T nexus loss for every target."""
         assert self._link is link
         await self.reset()
         self._link = self._iommu = None
+        self._note(Kind.SESSION_DISCONNECTED, "its driver is gone")
 
     async def reset(self) -> None:
         """Virtio reset, after the transport has stopped the queues (2.4, 5.6.4.2)."""
@@ -304,6 +335,8 @@ class Hba:
             command.fail(Response.BAD_TARGET)
             return
         target, lun = address
+        if self._leaving and (nexus := target.find(lun)) in self._leaving:
+            self._leaving[nexus] = asyncio.get_running_loop().time()
         try:
             later = handle(command, target, lun)
         except DataOutTooShort:
@@ -334,7 +367,10 @@ class Hba:
         self._spawn(self._answer_control(control))
 
     async def _answer_control(self, control: Control) -> None:
-        control.finish(await answer(self, control.request, control.reply_capacity))
+        start = time.monotonic()
+        reply = await answer(self, control.request, control.reply_capacity)
+        control.finish(reply)
+        self._note_tmf(control.request, reply, time.monotonic() - start)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -359,6 +395,7 @@ class Hba:
             self._iommu.denied(queue, iova, access)
 
     def on_broken(self, queue: Queue, text: str) -> None:
+        self._note(Kind.ERROR, f"queue {queue.index} is broken: {text}")
         if self._link:
             self._link.queue_broken(queue, text)
 
@@ -368,25 +405,111 @@ class Hba:
         target, lun = address
         return self.targets[target].find(lun) if target in self.targets else None
 
+    @property
+    def luns(self) -> dict[Address, LogicalUnit]:
+        """The map from addresses to logical units, in order."""
+        return {
+            (number, lun): target.nexuses[lun].unit
+            for number, target in sorted(self.targets.items())
+            for lun in target.luns
+        }
+
     def add_lun(self, address: Address, unit: LogicalUnit) -> None:
         """Hot-plugs a logical unit. `ValueError` for an address out of range, or in use."""
-        encode_lun(*address)  # checks both numbers
-        self._attach(address, unit)
-        self._publish_luns()
-        self._send_hotplug(address, ResetReason.RESCAN)
+        self.add_luns({address: unit})
 
-    async def remove_lun(self, address: Address) -> LogicalUnit:
-        """Unplugs a logical unit; its commands are complete on return. `KeyError` if none."""
-        target = self.targets[address[0]]
-        nexus = target.detach(address[1])
-        nexus.on_attention = None
-        if not target.nexuses:
-            del self.targets[address[0]]
+    def add_luns(self, units: Mapping[Address, LogicalUnit]) -> None:
+        """As `add_lun`, all of them or none."""
+        for address in units:
+            encode_lun(*address)  # checks both numbers
+            if self.nexus(address) is not None:
+                raise ValueError(f"{show_address(address)} is taken")
+        for number, luns in _by_target(units).items():
+            self._attach(number, {lun: units[number, lun] for lun in luns})
         self._publish_luns()
-        lu = nexus.data_plane.lu
-        await self.runtime.abort(Response.FAILURE, port=self.port, lu=lu)
-        self._send_hotplug(address, ResetReason.REMOVED)
-        return nexus.unit
+        self._send_hotplugs(units, ResetReason.RESCAN)
+        for address in units:
+            self._note(Kind.LUN_ADDED, "is there", address)
+
+    async def remove_lun(
+        self, address: Address, *, deadline: float = 0.0, force: bool = True
+    ) -> LogicalUnit:
+        """Unplugs a logical unit; its commands are complete on return. `KeyError` if none."""
+        [unit] = await self.remove_luns([address], deadline=deadline, force=force)
+        return unit
+
+    async def remove_luns(
+        self, addresses: Sequence[Address], *, deadline: float = 0.0, force: bool = True
+    ) -> list[LogicalUnit]:
+        """Unplugs logical units. `KeyError` for an address without one, before anything is done.
+
+        With a `deadline`, in seconds, the driver hears of it first and is served until it has
+        been silent for a while, so that it can write back what it has. At the deadline what is
+        left ends with FAILURE; without `force` everything stays, the driver is told to look
+        again, and `LunBusyError` says which unit was busy.
+        """
+        nexuses = {address: self._present(address) for address in addresses}
+        self._leaving.update(dict.fromkeys(nexuses.values(), asyncio.get_running_loop().time()))
+        tell_first = deadline > 0 and self._link is not None
+        try:
+            if tell_first:
+                self._send_hotplugs(addresses, ResetReason.REMOVED)
+                busy = await self._silence(nexuses, deadline)
+                if busy is not None and not force:
+                    self._send_hotplugs(addresses, ResetReason.RESCAN)
+                    raise LunBusyError(busy, deadline)
+            self._detach(nexuses)
+            await asyncio.gather(
+                *(
+                    self.runtime.abort(Response.FAILURE, port=self.port, lu=nexus.data_plane.lu)
+                    for nexus in nexuses.values()
+                )
+            )
+        finally:
+            for nexus in nexuses.values():
+                del self._leaving[nexus]
+                nexus.observe(False)
+        if not tell_first:
+            self._send_hotplugs(addresses, ResetReason.REMOVED)
+        for address in addresses:
+            self._note(Kind.LUN_REMOVED, "is gone", address)
+        return [nexus.unit for nexus in nexuses.values()]
+
+    def _present(self, address: Address) -> Nexus:
+        nexus = self.nexus(address)
+        if nexus is None or nexus in self._leaving:
+            raise KeyError(address)
+        return nexus
+
+    async def _silence(self, nexuses: Mapping[Address, Nexus], deadline: float) -> Address | None:
+        """Waits until no command came for some time and none runs; a unit that is not silent at
+        the deadline. A driver that goes away is silent."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + deadline
+        for nexus in nexuses.values():
+            nexus.observe(True)
+        waiting = dict(nexuses)
+        while waiting and self._link:
+            if loop.time() >= end:
+                return next(iter(waiting))
+            await asyncio.sleep(min(_SILENCE / 10, deadline))
+            since = loop.time() - min(_SILENCE, deadline)
+            for address, nexus in list(waiting.items()):
+                if self._leaving[nexus] <= since and not await self.runtime.query(
+                    port=self.port, lu=nexus.data_plane.lu
+                ):
+                    del waiting[address]
+        return None
+
+    def _detach(self, nexuses: Mapping[Address, Nexus]) -> None:
+        for number, luns in _by_target(nexuses).items():
+            target = self.targets[number]
+            for lun in luns:
+                nexuses[number, lun].on_attention = None
+            target.detach(luns)
+            if not target.nexuses:
+                del self.targets[number]
+        self._publish_luns()
 
     @contextmanager
     def resetting(self, nexus: Nexus) -> Iterator[None]:
@@ -397,12 +520,12 @@ class Hba:
         finally:
             self._resetting = None
 
-    def _attach(self, address: Address, unit: LogicalUnit) -> None:
-        number, lun = address
+    def _attach(self, number: int, units: Mapping[int, LogicalUnit]) -> None:
         if target := self.targets.get(number):
-            self._watch(address, target.attach(lun, unit))
+            target.attach(units)
+            self._watch(target, number, units)
         else:
-            self._add_target(number, {lun: unit})
+            self._add_target(number, units)
 
     def _add_target(self, number: int, units: Mapping[int, LogicalUnit]) -> None:
         target = Target(
@@ -413,18 +536,19 @@ class Hba:
         )
         target.reachable = self._nexuses
         self.targets[number] = target
-        for lun, nexus in target.nexuses.items():
-            self._watch((number, lun), nexus)
+        self._watch(target, number, units)
 
     def _nexuses(self) -> Iterator[Nexus]:
         for target in self.targets.values():
             yield from target.nexuses.values()
 
-    def _watch(self, address: Address, nexus: Nexus) -> None:
-        nexus.on_attention = partial(self._on_attention, nexus, encode_lun(*address))
-        nexus.abort = partial(
-            self.runtime.abort, Response.ABORTED, port=self.port, lu=nexus.unit.data_plane
-        )
+    def _watch(self, target: Target, number: int, luns: Iterable[int]) -> None:
+        for lun in luns:
+            nexus = target.nexuses[lun]
+            nexus.on_attention = partial(self._on_attention, nexus, (number, lun))
+            nexus.abort = partial(
+                self.runtime.abort, Response.ABORTED, port=self.port, lu=nexus.unit.data_plane
+            )
 
     def _target_name(self, number: int) -> bytes:
         """A locally assigned NAA name (SPC-6 7.7.6.6.4) of a target port, stable over restarts."""
@@ -454,14 +578,35 @@ class Hba:
 
     # ── Events ─────────────────────────────────────────────────────────────────────────────────
 
-    def _send_hotplug(self, address: Address, reason: ResetReason) -> None:
+    def _send_hotplugs(self, addresses: Iterable[Address], reason: ResetReason) -> None:
         if Feature.SCSI_HOTPLUG in self.features:
-            self._events.send(Event(EventType.TRANSPORT_RESET, encode_lun(*address), reason))
+            for address in addresses:
+                self._events.send(Event(EventType.TRANSPORT_RESET, encode_lun(*address), reason))
 
-    def _on_attention(self, nexus: Nexus, field: bytes, code: Asc) -> None:
+    def _on_attention(self, nexus: Nexus, address: Address, code: Asc) -> None:
         """A unit attention condition that the driver may be told of at once."""
+        if code not in _UNREMARKABLE:
+            self._note(Kind.ATTENTION, code.name, address)
         asc, ascq = code >> 8, code & 0xFF
+        field = encode_lun(*address)
         if asc == _PARAMETERS_CHANGED and Feature.SCSI_CHANGE in self.features:
             self._events.send(Event(EventType.PARAM_CHANGE, field, asc | ascq << 8))
         elif code == Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED and nexus is not self._resetting:
             self._events.send(Event(EventType.TRANSPORT_RESET, field, ResetReason.HARD))
+
+    # ── The journal ────────────────────────────────────────────────────────────────────────────
+
+    def _note(self, kind: Kind, text: str, address: Address | None = None) -> None:
+        lun = show_address(address) if address else None
+        self.runtime.journal.note(kind, text, hba=self.name, lun=lun)
+
+    def _note_tmf(self, request: bytes, reply: bytes, seconds: float) -> None:
+        if tmf := tmf_record(self.name, self.byte_order, request, reply, seconds):
+            self.runtime.journal.note_tmf(tmf)
+
+
+def _by_target(addresses: Iterable[Address]) -> dict[int, list[int]]:
+    luns: dict[int, list[int]] = {}
+    for target, lun in addresses:
+        luns.setdefault(target, []).append(lun)
+    return luns

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from vscsi_emu._dataplane import GuestMemory, Interrupt
     from vscsi_emu.config import Config
+    from vscsi_emu.control.local import LocalSync
     from vscsi_emu.hba import Hba, Iommu
     from vscsi_emu.virtio.config import ByteOrder
     from vscsi_emu.virtio.mmio import MmioDevice
@@ -116,6 +117,13 @@ class InProcess:
         if self._loop:
             self._loop.call_soon_threadsafe(self._stop.set)
         self._join()
+
+    @property
+    def control(self) -> LocalSync:
+        """What the monitor can do, for this process: `control.lun_add(luns=[…])` and so on."""
+        from vscsi_emu.control.local import LocalSync
+
+        return LocalSync(self, self._service)
 
     def call(self, work: Callable[[], Coroutine[object, object, T]], *, timeout: float = 10.0) -> T:
         """Runs `work()` on the event loop; its result. `TimeoutError` after `timeout` seconds.

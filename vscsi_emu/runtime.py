@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
+from vscsi_emu.journal import Journal
 from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
@@ -60,6 +61,8 @@ class Runtime:
         self._inband: dict[int, Callable[[int], None]] = {}
         self._owners: dict[Port, PortOwner] = {}
         self._queues: dict[Queue, PortOwner] = {}
+        self._parked: dict[Lu, list[Command]] = {}
+        self.journal: Final = Journal()
         self.inbox: Inbox = _dataplane.Inbox()
         self.workers: tuple[Worker, ...] = tuple(
             _dataplane.Worker(self.inbox, f"vscsi-{index}", io_uring=io_uring)
@@ -126,7 +129,8 @@ class Runtime:
         tag: int | None = None,
     ) -> int:
         """Ends matching commands on every worker; how many there were, once all are complete."""
-        return sum(
+        parked = self._take_parked(port, lu, tag)
+        hit = sum(
             await asyncio.gather(
                 *(
                     self.call(_bind_abort(worker, response, port, lu, tag))
@@ -134,6 +138,9 @@ class Runtime:
                 )
             )
         )
+        # Not before they have their answers: a handle that is dropped answers FAILURE.
+        parked.clear()
+        return hit
 
     async def query(
         self, *, port: Port | None = None, lu: Lu | None = None, tag: int | None = None
@@ -156,18 +163,57 @@ class Runtime:
             *(self.call(_bind_quiesce_range(worker, memory, iova, size)) for worker in self.workers)
         )
 
+    # ── Paused units ───────────────────────────────────────────────────────────────────────────
+
+    def pause(self, lu: Lu) -> None:
+        """Commands that come to Python wait from now on; close the gates for the others."""
+        self._parked.setdefault(lu, [])
+
+    def resume(self, lu: Lu) -> None:
+        """Decides the commands that waited, in the order they came. Open the gates before: they
+        stay closed until the last of these is decided, so that nothing overtakes."""
+        for command in self._parked.pop(lu, []):
+            self._try(command)
+
+    def _park(self, command: Command) -> bool:
+        if not self._parked:
+            return False
+        nexus = command.nexus
+        waiting = self._parked.get(nexus.lu) if nexus else None
+        if waiting is None:
+            return False
+        waiting.append(command)
+        return True
+
+    def _take_parked(self, port: Port | None, lu: Lu | None, tag: int | None) -> list[Command]:
+        """Those that an abort ends: decided later, they would have effects but no answer."""
+        taken: list[Command] = []
+        for at, commands in self._parked.items():
+            if lu in (None, at):
+                hit = [
+                    command
+                    for command in commands
+                    if port in (None, command.port) and tag in (None, command.tag)
+                ]
+                taken += hit
+                commands[:] = [command for command in commands if command not in hit]
+        return taken
+
     # ── The inbox ──────────────────────────────────────────────────────────────────────────────
 
     def _drain(self) -> None:
         entries = self.inbox.take(BATCH)
         for entry in entries:
-            try:
-                self._dispatch(entry)
-            except Exception:
-                # One command's mishap: its dropped handle answers FAILURE, the rest goes on.
-                log.exception("internal error while handling %s", type(entry).__name__)
+            self._try(entry)
         if len(entries) == BATCH:
             self._loop.call_soon(self._drain)
+
+    def _try(self, entry: Command | Control | Notice) -> None:
+        try:
+            self._dispatch(entry)
+        except Exception:
+            # One command's mishap: its dropped handle answers FAILURE, the rest goes on.
+            log.exception("internal error while handling %s", type(entry).__name__)
 
     def _dispatch(self, entry: Command | Control | Notice) -> None:
         if isinstance(entry, _dataplane.Notice):
@@ -178,7 +224,8 @@ class Runtime:
             if owner:
                 owner.on_control(entry)
         elif owner:
-            owner.on_command(entry)
+            if not self._park(entry):
+                owner.on_command(entry)
         else:
             entry.fail(Response.FAILURE)
 

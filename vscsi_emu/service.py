@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import logging
+import os
+import resource
 import signal
-from contextlib import AsyncExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vscsi_emu.backends import BackendError, SpecError, open_backend
-from vscsi_emu.hba import Hba
+from vscsi_emu.backends.uri import ADDRESS
+from vscsi_emu.config import Config, ConfigError, LunConfig, default_id, place
+from vscsi_emu.disk import Disk, OperationError
+from vscsi_emu.hba import Address, Hba, LunBusyError
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.store import SavedStateError, StateStore
 from vscsi_emu.scsi.unit import LogicalUnit
 from vscsi_emu.state import StateError, StateFile
 from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, adopt, listen
+from vscsi_emu.virtio.scsi import show_address
 
 if TYPE_CHECKING:
-    from vscsi_emu.backends import Backend
-    from vscsi_emu.config import Config, HbaConfig, LunConfig
+    from vscsi_emu.backends import Backend, LunSpec
+    from vscsi_emu.config import HbaConfig
+    from vscsi_emu.journal import Journal
 
 log = logging.getLogger(__name__)
 
@@ -30,20 +40,44 @@ class StartError(Exception):
     """Something that a configuration names cannot be served; one line for the user."""
 
 
-def run(config: Config, *, workers: int | None = None, io_uring: bool = True) -> None:
+Beside = Callable[["Service", asyncio.Event], AbstractAsyncContextManager[object]]
+"""What runs beside a service, and may end it by the event. It may raise `StartError`."""
+
+
+def run(
+    config: Config,
+    *,
+    workers: int | None = None,
+    io_uring: bool = True,
+    beside: Sequence[Beside] = (),
+) -> None:
     """Serves until SIGTERM or SIGINT. Raises `StartError`."""
-    asyncio.run(_run(config, workers, io_uring))
+    _raise_fd_limit()
+    asyncio.run(_run(config, workers, io_uring, beside))
 
 
-async def _run(config: Config, workers: int | None, io_uring: bool) -> None:
+async def _run(
+    config: Config, workers: int | None, io_uring: bool, beside: Sequence[Beside]
+) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Service(config, workers=workers, io_uring=io_uring) as service:
+    async with (
+        Service(config, workers=workers, io_uring=io_uring) as service,
+        AsyncExitStack() as stack,
+    ):
+        for start in beside:
+            await stack.enter_async_context(start(service, stop))
         for line in service.how_to_attach():
             log.info("%s", line)
         await service.serve(stop)
+
+
+def _raise_fd_limit() -> None:
+    """Each disk takes some descriptors, and the usual limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 class Service:
@@ -64,8 +98,9 @@ class Service:
         self._stack = AsyncExitStack()
         self._servers: list[VhostUserServer] = []
         self.hbas: list[Hba] = []
-        self.units: dict[str, LogicalUnit] = {}
-        """By `LunConfig.name`."""
+        self.disks: dict[str, Disk] = {}
+        """By `LunConfig.id`."""
+        self._disk_of: dict[LogicalUnit, Disk] = {}
 
     async def __aenter__(self) -> Service:
         async with AsyncExitStack() as stack:
@@ -77,17 +112,24 @@ class Service:
         await self._stack.aclose()
 
     def _open(self, stack: AsyncExitStack) -> None:
-        backends = {lun.name: _open_backend(lun, stack) for lun in self._config.luns}
-        runtime = Runtime(self._workers, io_uring=self._io_uring)
+        opened = _Opened()
+        stack.callback(opened.close)
+        backends = [opened.open(lun) for lun in self._config.luns]
+        self._runtime = runtime = Runtime(self._workers, io_uring=self._io_uring)
+        stack.push_async_callback(self._close_disks)
         stack.push_async_callback(runtime.close)
-        self.units = {name: logical_unit(backends[name], runtime) for name in backends}
+        for lun, backend in zip(self._config.luns, backends, strict=True):
+            self._add_disk(Disk(lun, backend, logical_unit(backend, runtime), runtime))
+            opened.hand_over(backend)
+        units = self.units
         for number, wanted in enumerate(self._config.hbas):
             hba = Hba(
                 runtime,
                 initiator=wanted.initiator or _initiator(wanted),
                 queues=wanted.queues,
-                luns={at: self.units[name] for at, name in wanted.luns.items()},
+                luns={at: units[name] for at, name in wanted.luns.items()},
                 number=number,
+                name=wanted.socket or (f"fd{wanted.fd}" if wanted.fd is not None else None),
             )
             stack.push_async_callback(hba.close)
             self.hbas.append(hba)
@@ -114,9 +156,127 @@ class Service:
                     task.result()
         finally:
             stopping.cancel()
+            # What waits for a paused unit would hold its queue up.
+            for disk in self.disks.values():
+                disk.release()
             for task in serving:
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
+
+    # ── Changes while it runs ──────────────────────────────────────────────────────────────────
+
+    @property
+    def units(self) -> dict[str, LogicalUnit]:
+        """By `LunConfig.name`."""
+        return {disk.config.name: disk.unit for disk in self.disks.values()}
+
+    @property
+    def journal(self) -> Journal:
+        """What happens here."""
+        return self._runtime.journal
+
+    @property
+    def config(self) -> Config:
+        """What is served now: a service made from it has the same disks, by the same names."""
+        return Config(
+            tuple(_with_identity(disk) for disk in self.disks.values()),
+            tuple(
+                replace(
+                    wanted,
+                    initiator=hba.initiator,
+                    luns={at: self.disk_of(unit).config.name for at, unit in hba.luns.items()},
+                )
+                for wanted, hba in zip(self._config.hbas, self.hbas, strict=True)
+            ),
+        )
+
+    def disk_of(self, unit: LogicalUnit) -> Disk:
+        """The disk that a logical unit of an HBA is."""
+        return self._disk_of[unit]
+
+    async def add_luns(
+        self, hba: Hba, luns: Sequence[tuple[Address | None, LunSpec]], *, id: str | None = None
+    ) -> dict[Address, Disk]:
+        """Opens disks and hot-plugs them, all or none. One without an address becomes LUN 0 of
+        the first target that has none. `id`: of a single disk; made from its address by default.
+        `OperationError`."""
+        try:
+            placed = place(luns, taken=hba.luns)
+        except ConfigError as error:
+            raise OperationError(str(error), "luns") from None
+        if id is not None and (len(placed) != 1 or id in self.disks or ADDRESS.fullmatch(id)):
+            fault = "is in use" if id in self.disks else "must be of one disk, and no address"
+            raise OperationError(f"id {id!r} {fault}", "id")
+        configs = self._named(hba, placed, id)
+        opened = _Opened()
+        try:
+            backends = await asyncio.to_thread(lambda: [opened.open(lun) for lun in configs])
+            disks = []
+            for lun, backend in zip(configs, backends, strict=True):
+                unit = logical_unit(backend, self._runtime)
+                disks.append(Disk(lun, backend, unit, self._runtime))
+                await asyncio.sleep(
+                    0
+                )  # there may be a thousand, and guests that wait for an answer
+            added = dict(zip(placed, disks, strict=True))
+            # Another call may have been faster meanwhile.
+            if not self.disks.keys().isdisjoint(lun.id for lun in configs):
+                raise OperationError("another call adds disks of the same name; try again", "luns")
+            hba.add_luns({at: disk.unit for at, disk in added.items()})
+        except (StartError, ValueError) as error:
+            opened.close()
+            raise OperationError(str(error), "luns") from None
+        except BaseException:
+            opened.close()
+            raise
+        for disk in disks:
+            self._add_disk(disk)
+        return added
+
+    def map_lun(self, hba: Hba, disk: Disk, address: Address) -> None:
+        """Hot-plugs a disk that is served already at one more address. `OperationError`."""
+        try:
+            hba.add_lun(address, disk.unit)
+        except ValueError as error:
+            raise OperationError(str(error), "at") from None
+
+    async def remove_luns(
+        self, hba: Hba, addresses: Sequence[Address], *, deadline: float = 0.0, force: bool = True
+    ) -> None:
+        """`Hba.remove_luns`; disks that no HBA has any more are closed. `OperationError`."""
+        try:
+            units = await hba.remove_luns(addresses, deadline=deadline, force=force)
+        except LunBusyError as error:
+            raise OperationError(f"{error}; it stays (force would remove it)") from None
+        except KeyError as error:
+            raise OperationError(
+                f"{hba.name} has no unit at {show_address(error.args[0])}, or it is leaving", "lun"
+            ) from None
+        used = {unit for other in self.hbas for unit in other.luns.values()}
+        gone = [self._disk_of.pop(unit) for unit in set(units) - used]
+        for disk in gone:
+            del self.disks[disk.id]
+        await asyncio.gather(*(_retire(disk) for disk in gone))
+
+    def _add_disk(self, disk: Disk) -> None:
+        self.disks[disk.id] = disk
+        self._disk_of[disk.unit] = disk
+
+    async def _close_disks(self) -> None:
+        for disk in self.disks.values():
+            await disk.close()
+
+    def _named(
+        self, hba: Hba, placed: Mapping[Address, LunSpec], id: str | None
+    ) -> list[LunConfig]:
+        """Names that no other disk has: memory disks derive their identities from them."""
+        ids, names = set(self.disks), {disk.config.name for disk in self.disks.values()}
+        origin = os.path.abspath(hba.name)
+        configs = []
+        for address, spec in placed.items():
+            name = _unused(f"{origin}#{show_address(address)}", names)
+            configs.append(LunConfig(name, spec, id or _unused(default_id(address), ids)))
+        return configs
 
     def how_to_attach(self) -> list[str]:
         """A line an HBA, ready to paste."""
@@ -126,21 +286,26 @@ class Service:
         ]
 
 
-def _open_backend(lun: LunConfig, stack: AsyncExitStack) -> Backend:
-    try:
-        backend = open_backend(lun.spec, name=lun.name)
-    except (BackendError, SpecError) as error:
-        raise StartError(str(error)) from None
+class _Opened:
+    """Backends that no disk has taken over yet."""
 
-    async def close() -> None:
+    def __init__(self) -> None:
+        self._backends: list[Backend] = []
+
+    def open(self, lun: LunConfig) -> Backend:
         try:
-            await asyncio.to_thread(backend.flush)
-        except OSError as error:
-            log.error("%s: cannot be flushed: %s", lun.spec, error.strerror)
-        backend.close()
+            backend = open_backend(lun.spec, name=lun.name)
+        except (BackendError, SpecError) as error:
+            raise StartError(str(error)) from None
+        self._backends.append(backend)
+        return backend
 
-    stack.push_async_callback(close)
-    return backend
+    def hand_over(self, backend: Backend) -> None:
+        self._backends.remove(backend)
+
+    def close(self) -> None:
+        for backend in self._backends:
+            backend.close()
 
 
 def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
@@ -178,6 +343,25 @@ def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) 
         quiesce=runtime.quiesce,
         store=store,
     )
+
+
+async def _retire(disk: Disk) -> None:
+    disk.unit.end()
+    await disk.unit.quiesce()
+    await disk.close()
+
+
+def _with_identity(disk: Disk) -> LunConfig:
+    """An identity that came from a name is given, as the name will be another."""
+    return replace(disk.config, spec=replace(disk.config.spec, naa=disk.backend.naa))
+
+
+def _unused(name: str, used: set[str]) -> str:
+    """`name`, or with a number behind it; used from now on."""
+    candidates = itertools.chain([name], (f"{name}-{n}" for n in itertools.count(2)))
+    found = next(candidate for candidate in candidates if candidate not in used)
+    used.add(found)
+    return found
 
 
 def attach_line(config: HbaConfig, hba: Hba) -> str:

@@ -6,6 +6,7 @@ import threading
 import pytest
 
 from vscsi_emu.config import Config, from_arguments
+from vscsi_emu.disk import OperationError
 from vscsi_emu.inprocess import BASE, InProcess
 from vscsi_emu.service import StartError
 from vscsi_emu.transport.mmio import REGION_SIZE
@@ -97,3 +98,14 @@ def test_a_big_endian_guest_is_legacy() -> None:
 def test_no_interrupt_comes_of_itself() -> None:
     with InProcess(ONE) as machine:
         assert not machine.slots[0].wait_interrupt(0.01)
+
+
+def test_units_come_and_go_while_a_machine_runs() -> None:
+    with InProcess(ONE) as machine:
+        [added] = machine.control.lun_add(luns=["1:0=mem:1M"])
+        assert machine.control.lun_resize(lun=added.id, size="2M").size == 2 << 20
+        assert [lun.id for lun in machine.control.hba_query().luns] == ["disk-0-0", "disk-1-0"]
+        with pytest.raises(OperationError, match="no unit at 5:5"):
+            machine.control.lun_flush(lun="5:5")
+        machine.control.lun_remove(lun=["1:0"])
+        assert list(machine.slots[0].hba.luns) == [(0, 0)]

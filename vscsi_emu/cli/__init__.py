@@ -12,6 +12,7 @@ import click
 COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "serve": "vscsi_emu.cli.serve",
+        "ctl": "vscsi_emu.cli.ctl",
         "demo": "vscsi_emu.cli.demo",
         "qtest": "vscsi_emu.cli.qtest",
         "devicetree": "vscsi_emu.cli.devicetree",

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import logging
+from functools import partial
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from vscsi_emu.service import Beside
 
 CAPABILITIES = {"type": "scsi"}
 """VHostUserBackendCapabilities of QEMU's docs/interop/vhost-user.json."""
@@ -50,6 +55,7 @@ class _BackendProgram(click.Command):
     is_flag=True,
     help="Offer ACCESS_PLATFORM: for front ends that answer IOTLB misses (QEMU's iommu_platform).",
 )
+@click.option("--monitor", metavar="PATH", help="Listen there for `vscsi-emu ctl`.")
 @click.option("--print-capabilities", is_flag=True, help="Print them as JSON and exit.")
 @click.option("-v", "--verbose", count=True, help="Log every vhost-user message.")
 @click.option("-q", "--quiet", count=True, help="Log warnings only; -qq: errors only.")
@@ -63,6 +69,7 @@ def serve(
     io_uring: bool,
     in_band: bool,
     access_platform: bool,
+    monitor: str | None,
     print_capabilities: bool,
     verbose: int,
     quiet: int,
@@ -127,7 +134,7 @@ def serve(
                     "--lun, --queues, --in-band and --access-platform go into the file of --config"
                 )
             wanted = from_file(config)
-        elif not luns:
+        elif not luns and monitor is None:
             raise click.UsageError("no disk given; add for example --lun mem:64M")
         else:
             wanted = from_arguments(
@@ -138,6 +145,14 @@ def serve(
                 in_band=in_band,
                 access_platform=access_platform,
             )
-        run(wanted, workers=workers, io_uring=io_uring)
+        run(wanted, workers=workers, io_uring=io_uring, beside=_beside(monitor))
     except (ConfigError, StartError) as error:
         raise click.ClickException(str(error)) from None
+
+
+def _beside(monitor: str | None) -> list[Beside]:
+    if monitor is None:
+        return []
+    from vscsi_emu.control.server import Monitor
+
+    return [partial(Monitor, path=monitor)]

@@ -83,6 +83,9 @@ def _answering(reply: Reply) -> Iterator[None]:
         reply.conflict()
     except ScsiError as error:
         _refuse(reply, error)
+        # Its traceback has the frame that has it: a unit that was removed would keep its storage
+        # until some garbage collection.
+        error.__traceback__ = None
     except Exception:
         log.exception("internal error in a SCSI command")
         _refuse(reply, ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE))

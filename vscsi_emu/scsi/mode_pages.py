@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 ALL_PAGES: Final = 0x3F
@@ -141,6 +141,12 @@ class ModePages:
         self._current.update({page_key(page): page for page in pages})
         return self._current != before
 
+    def set_write_cache(self, on: bool) -> None:
+        """WCE, now and by default."""
+        page = self.pages[CACHING]
+        self.pages[CACHING] = replace(page, default=_with_write_cache(page.default, on))
+        self._current[CACHING] = _with_write_cache(self._current[CACHING], on)
+
     @property
     def write_cache(self) -> bool:
         """WCE."""
@@ -155,3 +161,7 @@ class ModePages:
     def write_protected(self) -> bool:
         """SWP."""
         return bool(self._current[CONTROL][4] & _SWP)
+
+
+def _with_write_cache(page: bytes, on: bool) -> bytes:
+    return page[:2] + bytes([page[2] & ~_WCE | (_WCE if on else 0)]) + page[3:]

@@ -43,6 +43,7 @@ class Nexus:
         self.copies: Final = CopyResults()
         self._pending: list[Asc] = []
         self._deferred: ScsiError | None = None
+        self._observed = False
         self.prevents_removal = False
         """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6 6.18)."""
         self.establish(Asc.POWER_ON_OCCURRED)
@@ -89,10 +90,15 @@ class Nexus:
             self._pending.remove(code)
             self.update_gate()
 
+    def observe(self, on: bool) -> None:
+        """Whether every command comes to Python, so that somebody sees it."""
+        self._observed = on
+        self.update_gate()
+
     def update_gate(self) -> None:
         """Media commands come to Python while there is something to report, while not ready, and
         those of the classes that a reservation excludes."""
-        if self._pending or self._deferred or not self.unit.fast:
+        if self._pending or self._deferred or self._observed or not self.unit.fast:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)

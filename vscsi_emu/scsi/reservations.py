@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -43,7 +44,8 @@ class Reservations:
     """
 
     def __init__(self, unit: LogicalUnit, store: StateStore | None) -> None:
-        self._unit = unit
+        # No circle: a unit that was removed lets go of its storage at once.
+        self._unit: LogicalUnit = weakref.proxy(unit)
         self._store = store
         self._lock = asyncio.Lock()
         self.state = State()

@@ -51,18 +51,19 @@ class Target:
         """The nexus at a LUN; None for a LUN that no logical unit has."""
         return self.nexuses.get(lun) if lun is not None else None
 
-    def attach(self, lun: int, unit: LogicalUnit) -> Nexus:
-        """A logical unit more; the others report REPORTED LUNS DATA HAS CHANGED, and so does it."""
-        nexus = self._connect(lun, unit)
+    def attach(self, units: Mapping[int, LogicalUnit]) -> None:
+        """More logical units; all report REPORTED LUNS DATA HAS CHANGED, the new ones too."""
+        for lun, unit in units.items():
+            self._connect(lun, unit)
         self._inventory_changed()
-        return nexus
 
-    def detach(self, lun: int) -> Nexus:
-        """A logical unit less; `KeyError` if there is none. Its commands are the caller's."""
-        nexus = self.nexuses.pop(lun)
-        nexus.unit.disconnect(nexus)
+    def detach(self, luns: Iterable[int]) -> None:
+        """Some logical units less; `KeyError` for one that is not there. Their commands are the
+        caller's."""
+        for lun in luns:
+            nexus = self.nexuses.pop(lun)
+            nexus.unit.disconnect(nexus)
         self._inventory_changed()
-        return nexus
 
     def nexus_loss(self) -> None:
         """I_T nexus loss (SAM-6 6.3.4), once the commands of this nexus are aborted."""

@@ -36,6 +36,13 @@ def _features(limits: Limits, *, thin: bool, removable: bool) -> Feature:
     return features
 
 
+def _must_settle(before: _dataplane.LunPolicy, after: _dataplane.LunPolicy) -> bool:
+    """Whether what is in the cache has to reach the medium."""
+    return (before.write_cache and not after.write_cache) or (
+        after.write_protected and not before.write_protected
+    )
+
+
 class LogicalUnit:
     """A direct access block device (SBC-5), shared by all its nexuses.
 
@@ -74,7 +81,7 @@ class LogicalUnit:
         self.identity: Final = identity
         self.block_size: Final = block_size
         self.physical_block_exponent: Final = physical_block_exponent
-        self.read_only: Final = read_only
+        self.read_only = read_only
         self.rotation_rate: Final = rotation_rate
         self.lbprz: Final = lbprz
         self.limits: Final = limits or Limits.default(block_size)
@@ -85,6 +92,7 @@ class LogicalUnit:
         self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
         self.readiness: Final = Readiness()
         self.failure: Failure | None = None
+        self.paused = False
         self._overwriting: Overwriting | None = None
         self.nexuses: Final[list[Nexus]] = []
         self.reservations: Final = Reservations(self, store)
@@ -162,9 +170,14 @@ class LogicalUnit:
         return ScsiError(SenseKey.NOT_READY, reason) if reason is not None else None
 
     @property
+    def overwriting(self) -> bool:
+        """Whether SANITIZE or FORMAT UNIT is under way."""
+        return self._overwriting is not None
+
+    @property
     def fast(self) -> bool:
         """Whether media commands need no look at the unit's state."""
-        return self.unready is None and self.readiness.fast
+        return not self.paused and self.unready is None and self.readiness.fast
 
     def refusal(self, flags: Flag) -> ScsiError | None:
         """Why a command with these flags is not processed now."""
@@ -215,6 +228,28 @@ class LogicalUnit:
             self._publish()
             self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
+    def pause(self, on: bool) -> None:
+        """Whether media commands come to Python, where whoever paused the unit keeps them."""
+        self.paused = on
+        self.update_gates()
+
+    async def configure(
+        self, *, read_only: bool | None = None, write_cache: bool | None = None
+    ) -> None:
+        """Changes what the unit was made with; every nexus reports MODE PARAMETERS CHANGED. When it
+        returns, what a cache that is off now held is durable (`ScsiError` where that fails)."""
+        before = self.data_plane.policy
+        if read_only is not None:
+            self.read_only = read_only
+        if write_cache is not None:
+            self.mode_pages.set_write_cache(write_cache)
+        self._publish()
+        after = self.data_plane.policy
+        if after != before:
+            self.establish(Asc.MODE_PARAMETERS_CHANGED)
+        if _must_settle(before, after):
+            await self.settle()
+
     def select_mode_pages(self, pages: list[bytes], *, by: Nexus) -> Awaitable[None] | None:
         """Makes checked pages current, for all nexuses at once.
 
@@ -226,12 +261,7 @@ class LogicalUnit:
             return None
         self._publish()
         self.establish(Asc.MODE_PARAMETERS_CHANGED, but=by)
-        after = self.data_plane.policy
-        if (before.write_cache and not after.write_cache) or (
-            after.write_protected and not before.write_protected
-        ):
-            return self.settle()
-        return None
+        return self.settle() if _must_settle(before, self.data_plane.policy) else None
 
     def enter(self, condition: PowerCondition) -> None:
         """A power condition; while stopped, media commands end with NOT READY."""
@@ -284,6 +314,11 @@ class LogicalUnit:
             self._overwriting = None
             self._publish()
         return b""
+
+    def end(self) -> None:
+        """The unit is gone for good: an overwriting under way ends soon, and fails."""
+        if self._overwriting is not None:
+            self._overwriting.work.cancel()
 
     def forget_failure(self) -> None:
         """The medium may be used again, whatever it holds."""

@@ -96,6 +96,11 @@ class AsyncEvent(IntFlag):
     DEVICE_BUSY = 64
 
 
+def show_address(address: tuple[int, int]) -> str:
+    """TARGET:LUN of (target, LUN), as people write it."""
+    return f"{address[0]}:{address[1]}"
+
+
 def encode_lun(target: int, lun: int) -> bytes:
     """The lun field of (target, LUN): 1, target, then a single-level LUN (5.6.6.1).
 

@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use io_uring::{opcode, squeue, types};
 use libc::iovec;
@@ -18,7 +18,7 @@ const RW_MAX: u64 = 0x7fff_f000;
 pub struct FileEngine {
     fd: OwnedFd,
     direct: Option<Direct>,
-    size: u64,
+    size: AtomicU64,
     can_discard: bool,
     read_only: bool,
     /// On tmpfs, which knows neither RWF_NOWAIT nor waiting, and for which io_uring needs threads.
@@ -93,7 +93,7 @@ impl FileEngine {
             can_discard: discard && !read_only && probe::can_discard(&fd, &medium),
             fd,
             direct,
-            size,
+            size: AtomicU64::new(size),
             read_only,
             in_memory,
             nowait: AtomicBool::new(true),
@@ -121,7 +121,7 @@ impl FileEngine {
     }
 
     fn check(&self, io: &Io, iov: &[iovec]) -> io::Result<()> {
-        io.check(self.size, iov)?;
+        io.check(self.size(), iov)?;
         if self.read_only && !matches!(io.kind, IoKind::Read | IoKind::Flush | IoKind::Prefetch) {
             return Err(io::Error::from_raw_os_error(libc::EROFS));
         }
@@ -303,7 +303,17 @@ fn bounce(direct: &Direct, io: &Io, iov: &[iovec]) -> io::Result<()> {
 
 impl Engine for FileEngine {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Relaxed)
+    }
+
+    fn resize(&self, size: u64) -> io::Result<()> {
+        let there = probe::medium(&self.fd)?.size;
+        if there < size {
+            let text = format!("has {there} bytes, not {size}");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
+        }
+        self.size.store(size, Relaxed);
+        Ok(())
     }
 
     fn can_discard(&self) -> bool {
@@ -311,7 +321,7 @@ impl Engine for FileEngine {
     }
 
     fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {
-        extent(&self.fd, offset, self.size)
+        extent(&self.fd, offset, self.size())
     }
 
     /// Reads of cached pages, and transfers on tmpfs. All else may wait for a disk or a lock.

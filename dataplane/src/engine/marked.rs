@@ -102,6 +102,14 @@ impl Engine for MarkedEngine {
         self.inner.size()
     }
 
+    fn resize(&self, size: u64) -> io::Result<()> {
+        self.inner.resize(size)?;
+        let mut marks = self.lock();
+        marks.retain(|at, len| *at + *len <= size);
+        self.count.store(marks.len(), Ordering::Release);
+        Ok(())
+    }
+
     fn can_discard(&self) -> bool {
         self.inner.can_discard()
     }

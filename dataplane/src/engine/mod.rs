@@ -92,6 +92,13 @@ pub trait Engine: Send + Sync {
     /// Capacity in bytes.
     fn size(&self) -> u64;
 
+    /// Another capacity, for a unit that nothing uses meanwhile. What is beyond the end is lost;
+    /// what is new reads as zeros. A file has the new length already if it grows, and still the
+    /// old one if it shrinks.
+    fn resize(&self, _size: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     /// Whether [`IoKind::Discard`] really frees space (probed at open).
     fn can_discard(&self) -> bool;
 

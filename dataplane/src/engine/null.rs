@@ -1,6 +1,7 @@
 //! Reads zeros, forgets writes: what is left is the cost of everything else.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use io_uring::squeue;
 use libc::iovec;
@@ -8,18 +9,25 @@ use libc::iovec;
 use super::{Cursor, Engine, Io, IoKind};
 
 pub struct NullEngine {
-    size: u64,
+    size: AtomicU64,
 }
 
 impl NullEngine {
     pub fn new(size: u64) -> Self {
-        Self { size }
+        Self {
+            size: AtomicU64::new(size),
+        }
     }
 }
 
 impl Engine for NullEngine {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    fn resize(&self, size: u64) -> io::Result<()> {
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     /// Freed blocks take no space here, as all blocks.
@@ -36,7 +44,7 @@ impl Engine for NullEngine {
     }
 
     fn run(&self, io: &Io, iov: &[iovec]) -> io::Result<u64> {
-        io.check(self.size, iov)?;
+        io.check(self.size(), iov)?;
         if io.kind == IoKind::Read {
             Cursor::new(iov).fill_zero(usize::MAX);
         }

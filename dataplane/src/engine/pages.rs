@@ -16,6 +16,17 @@ impl Pages {
         Self((0..words).map(|_| AtomicU64::new(0)).collect())
     }
 
+    /// The same for `bytes` bytes: what is beyond was never written.
+    pub fn resized(&self, bytes: u64) -> Self {
+        let copy = Self::new(bytes);
+        for (new, old) in copy.0.iter().zip(&self.0) {
+            new.store(old.load(Ordering::Acquire), Ordering::Release);
+        }
+        let end = copy.0.len() as u64 * 64 * PAGE;
+        copy.clear(bytes, end - bytes);
+        copy
+    }
+
     /// Every page that has a byte in the range.
     pub fn set(&self, offset: u64, len: u64) {
         for_each_word(

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::file::FileEngine;
+use super::marked::MarkedEngine;
 use super::memory::MemoryEngine;
 use super::null::NullEngine;
 use super::testing::{drive, file_engine, open, submit, uring, Guest, LoopDevice};
@@ -558,4 +559,56 @@ fn partial_errors_add_up() {
     let error = Partial::after(512, Partial::after(4096, error));
     let (done, cause) = Partial::split(&error);
     assert_eq!((done, cause.raw_os_error()), (Some(4608), Some(libc::EIO)));
+}
+
+#[test]
+fn a_resized_engine_keeps_its_bytes_and_grows_by_zeros() {
+    let engine = MemoryEngine::new(MIB).unwrap();
+    write(&engine, MIB - 4096, &[0xa5; 4096]);
+    write(&engine, 0, &[0x5a; 512]);
+    engine.resize(2 * MIB).unwrap();
+    assert_eq!(read(&engine, MIB - 512, 512), [0xa5; 512]);
+    assert_eq!(read(&engine, MIB, MIB as usize), vec![0; MIB as usize]);
+    assert_eq!(engine.extent(MIB).unwrap(), (false, MIB));
+    // Cut in the middle of a page: nothing of it comes back.
+    engine.resize(MIB - 1024).unwrap();
+    let beyond = io(IoKind::Read, MIB - 1024, 512);
+    let guest = Guest::new(&[0; 512], &[]);
+    assert_eq!(errno(engine.run(&beyond, &guest.iov)), Some(libc::EINVAL));
+    engine.resize(3 * MIB).unwrap();
+    assert_eq!(read(&engine, MIB - 1536, 512), [0xa5; 512]);
+    assert_eq!(read(&engine, MIB - 1024, 1024), [0; 1024]);
+    assert_eq!(read(&engine, 0, 512), [0x5a; 512]);
+    assert!(engine.resize(0).is_err());
+    assert_eq!(engine.size(), 3 * MIB);
+}
+
+#[test]
+fn an_engine_never_reaches_beyond_its_file() {
+    let dir = tmpfs_dir();
+    let engine = file_engine(dir.path(), MIB, false);
+    assert!(engine.resize(2 * MIB).is_err());
+    fs::File::options()
+        .write(true)
+        .open(disk(&dir))
+        .unwrap()
+        .set_len(2 * MIB)
+        .unwrap();
+    engine.resize(2 * MIB).unwrap();
+    assert_eq!(read(&engine, 2 * MIB - 512, 512), [0; 512]);
+    engine.resize(MIB).unwrap();
+    assert_eq!(engine.size(), MIB);
+}
+
+#[test]
+fn marks_beyond_the_end_are_forgotten() {
+    let engine = MarkedEngine::new(std::sync::Arc::new(MemoryEngine::new(MIB).unwrap()));
+    for offset in [0, MIB - 512] {
+        engine.run(&io(IoKind::Mark, offset, 512), &[]).unwrap();
+    }
+    engine.resize(MIB / 2).unwrap();
+    engine.resize(MIB).unwrap();
+    assert_eq!(read(&engine, MIB - 512, 512), [0; 512]);
+    let guest = Guest::new(&[0; 512], &[]);
+    assert!(engine.run(&io(IoKind::Read, 0, 512), &guest.iov).is_err());
 }

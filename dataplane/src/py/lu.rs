@@ -53,6 +53,11 @@ impl Engine {
         self.0.size()
     }
 
+    fn resize(&self, py: Python<'_>, size: u64) -> PyResult<()> {
+        py.detach(|| self.0.resize(size))?;
+        Ok(())
+    }
+
     #[getter]
     fn can_discard(&self) -> bool {
         self.0.can_discard()

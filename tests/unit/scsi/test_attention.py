@@ -171,13 +171,13 @@ def test_nexus_loss_concerns_this_nexus_only() -> None:
 @pytest.mark.normative("scsi.evt.d15")
 def test_a_new_unit_is_reported_until_the_inventory_is_read() -> None:
     target = make_target(make_unit())
-    target.attach(1, make_unit())
+    target.attach({1: make_unit()})
     nexus = target.nexuses[0]
     assert nexus.pending == (Asc.REPORTED_LUNS_DATA_HAS_CHANGED,)
     good(target, REPORT_LUNS, lun=REPORT_LUNS_WLUN)
     assert not closed(nexus)
     assert target.nexuses[1].pending == (Asc.POWER_ON_OCCURRED,)
-    target.attach(2, make_unit())
+    target.attach({2: make_unit()})
     assert refused(target, TEST_UNIT_READY) == attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
 
 
@@ -185,18 +185,18 @@ def test_a_new_unit_is_reported_until_the_inventory_is_read() -> None:
 def test_a_unit_that_is_gone() -> None:
     unit = make_unit()
     target = make_target(unit)
-    target.attach(1, make_unit())
-    target.detach(0)
+    target.attach({1: make_unit()})
+    target.detach([0])
     assert refused(target, TEST_UNIT_READY, lun=0) == NO_UNIT
     assert refused(target, READ_10, lun=0) == NO_UNIT
     assert unit.nexuses == []
     with pytest.raises(KeyError):
-        target.detach(0)
+        target.detach([0])
 
 
 def test_luiclr_reporting_on_one_unit_clears_the_others() -> None:
     target = make_target(make_unit())
-    target.attach(1, make_unit())
+    target.attach({1: make_unit()})
     assert refused(target, TEST_UNIT_READY) == attention(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
     assert target.nexuses[1].pending == (Asc.POWER_ON_OCCURRED,)
 

@@ -73,4 +73,4 @@ def test_targets_that_cannot_be() -> None:
     with pytest.raises(ValueError, match="NAA"):
         Target({}, naa=b"\x01")
     with pytest.raises(ValueError, match="LUN 0 is taken"):
-        Target({0: unit}).attach(0, unit)
+        Target({0: unit}).attach({0: unit})

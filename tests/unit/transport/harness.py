@@ -31,6 +31,7 @@ class Server:
     service: Service
     loop: asyncio.AbstractEventLoop
     sockets: list[str]
+    stop: asyncio.Event
 
     @property
     def hba(self) -> Hba:
@@ -60,7 +61,7 @@ def serving(config: Config) -> Iterator[Server]:
     async def main() -> None:
         async with Service(config) as service:
             sockets = [hba.socket for hba in config.hbas if hba.socket]
-            servers.append(Server(service, asyncio.get_running_loop(), sockets))
+            servers.append(Server(service, asyncio.get_running_loop(), sockets, stop))
             ready.set()
             await service.serve(stop)
 

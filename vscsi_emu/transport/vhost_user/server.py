@@ -27,25 +27,29 @@ class ListenError(Exception):
     """A socket that cannot be served; one line that names it and the fix."""
 
 
-def listen(path: str) -> socket.socket:
-    """A listening socket at `path`; a stale one there is replaced. Raises `ListenError`."""
+def listen(path: str, *, mode: int | None = None) -> socket.socket:
+    """A listening socket at `path`; a stale one there is replaced. `mode`: its permissions, as the
+    umask says by default. Raises `ListenError`."""
     if len(os.fsencode(path)) > _MAX_PATH:
         raise ListenError(f"{path}: longer than the {_MAX_PATH} bytes of a Unix socket's path")
     try:
-        return _bind(path)
+        return _bind(path, mode)
     except OSError as error:
         if error.errno != errno.EADDRINUSE:
             raise ListenError(f"{path}: {_explain(error, path)}") from None
     _remove_stale(path)
     try:
-        return _bind(path)
+        return _bind(path, mode)
     except OSError as error:
         raise ListenError(f"{path}: {_explain(error, path)}") from None
 
 
-def _bind(path: str) -> socket.socket:
+def _bind(path: str, mode: int | None) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        if mode is not None:
+            # Before it has a name, so that nobody else is ever let in.
+            os.fchmod(listener.fileno(), mode)
         listener.bind(path)
         listener.listen(_BACKLOG)
     except BaseException:
@@ -68,6 +72,13 @@ def _remove_stale(path: str) -> None:
             if error.errno != errno.EAGAIN:
                 raise ListenError(f"{path}: {error.strerror}") from None
     raise ListenError(f"{path}: a live server listens there; stop it, or name another path")
+
+
+def remove_socket(path: str, inode: int | None) -> None:
+    """Removes the socket at `path`, if it is still the one with this inode number."""
+    with suppress(OSError):
+        if os.stat(path).st_ino == inode:
+            os.unlink(path)
 
 
 def _explain(error: OSError, path: str) -> str:
@@ -145,7 +156,5 @@ class VhostUserServer:
         """Stops listening and removes the socket, if it is still ours."""
         self._socket.close()
         if self._path:
-            with suppress(OSError):
-                if os.stat(self._path).st_ino == self._inode:
-                    os.unlink(self._path)
+            remove_socket(self._path, self._inode)
             self._path = None

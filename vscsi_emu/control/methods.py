@@ -1,0 +1,317 @@
+"""The methods. LUNs are named TARGET:LUN, in the HBA of `hba` (a socket or a number; the only one
+by default), or by the id of their unit.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import fields
+from importlib.metadata import version
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+from vscsi_emu.control.method import Method, method
+from vscsi_emu.control.results import (
+    AddedLun,
+    HbaLimits,
+    HbaState,
+    Limits,
+    LunLimits,
+    LunState,
+    PauseState,
+    State,
+)
+from vscsi_emu.disk import OperationError
+from vscsi_emu.journal import Kind, TmfRecord
+from vscsi_emu.virtio.scsi import show_address
+
+if TYPE_CHECKING:
+    from vscsi_emu.control.context import Context
+    from vscsi_emu.disk import Disk
+    from vscsi_emu.hba import Hba
+
+# ── The HBA ────────────────────────────────────────────────────────────────────────────────────
+
+
+@method("hba.query")
+async def hba_query(context: Context) -> State:
+    """All HBAs and all units, as they are now."""
+    service = context.service
+    at: dict[str, dict[str, list[str]]] = {id: {} for id in service.disks}
+    hbas = [_hba_state(context, hba, at) for hba in service.hbas]
+    return State(
+        version=version("vscsi-emu"),
+        pid=os.getpid(),
+        hbas=hbas,
+        luns=[_lun_state(disk, at[disk.id]) for disk in service.disks.values()],
+    )
+
+
+def _hba_state(context: Context, hba: Hba, at: dict[str, dict[str, list[str]]]) -> HbaState:
+    luns = {}
+    for address, unit in hba.luns.items():
+        id = context.service.disk_of(unit).id
+        luns[show_address(address)] = id
+        at[id].setdefault(hba.name, []).append(show_address(address))
+    return HbaState(
+        name=hba.name,
+        number=hba.number,
+        initiator=hba.initiator,
+        queues=hba.config.num_queues,
+        connected=hba.connected,
+        features=[feature.name or f"{feature:#x}" for feature in hba.features],
+        luns=luns,
+    )
+
+
+def _lun_state(disk: Disk, at: dict[str, list[str]]) -> LunState:
+    spec, unit = disk.config.spec, disk.unit
+    return LunState(
+        id=disk.id,
+        uri=f"{spec.scheme}:{spec.location}",
+        size=disk.size,
+        block_size=unit.block_size,
+        read_only=unit.read_only,
+        write_cache=unit.mode_pages.write_cache,
+        thin=unit.thin,
+        paused=unit.paused,
+        naa=disk.backend.naa,
+        serial=disk.backend.serial,
+        at=at,
+    )
+
+
+@method("hba.export")
+async def hba_export(context: Context) -> str:
+    """The text of an hba.toml, for `serve --config`, with everything as it is now: same disks,
+    same addresses, same identities."""
+    from vscsi_emu.export import ExportError, to_toml
+
+    try:
+        return to_toml(context.service.config)
+    except ExportError as error:
+        raise OperationError(str(error)) from None
+
+
+# ── LUNs ───────────────────────────────────────────────────────────────────────────────────────
+
+
+@method("lun.add")
+async def lun_add(
+    context: Context, luns: list[str], hba: str | None = None, id: str | None = None
+) -> list[AddedLun]:
+    """Opens disks and plugs them in, all or none: each `[TARGET:LUN=]URI[,KEY=VALUE…]`, as for
+    `serve --lun`. The guest gets an event (RESCAN) for each. `id` names a single one."""
+    from vscsi_emu.backends.uri import SpecError, parse_lun
+
+    port = context.hba(hba)
+    parsed = []
+    for text in luns:
+        try:
+            parsed.append(parse_lun(text))
+        except SpecError as error:
+            raise OperationError(f"{text}: {error}", "luns") from None
+    added = await context.service.add_luns(port, parsed, id=id)
+    return [
+        AddedLun(id=disk.id, hba=port.name, lun=show_address(address))
+        for address, disk in added.items()
+    ]
+
+
+@method("lun.map")
+async def lun_map(context: Context, id: str, at: str, hba: str | None = None) -> AddedLun:
+    """Plugs a unit that is served already in at one more address, of this or another HBA."""
+    port, disk = context.hba(hba), context.disk(id, hba, "id")
+    context.service.map_lun(port, disk, context.address(at, "at"))
+    return AddedLun(id=disk.id, hba=port.name, lun=at)
+
+
+@method("lun.remove")
+async def lun_remove(
+    context: Context,
+    lun: list[str],
+    hba: str | None = None,
+    deadline: float = 10.0,
+    force: bool = False,
+) -> None:
+    """Unplugs LUNs, named by address, or by id: then at all their addresses.
+
+    The guest gets an event (RESET_REMOVED) and is served until it has sent nothing for half a
+    second, so that it can write back. At `deadline`, in seconds, `force` ends what is left with
+    FAILURE; without it the call fails and everything stays. A `deadline` of 0 with `force` is a
+    surprise removal. Disks that no HBA has any more are flushed and closed."""
+    if not 0 <= deadline <= 3600:
+        raise OperationError(f"deadline {deadline:g} is not within 0 to 3600 s", "deadline")
+    if deadline == 0 and not force:
+        raise OperationError("a deadline of 0 leaves no time to drain; add force", "deadline")
+    for port, addresses in _named(context, lun, hba).items():
+        await context.service.remove_luns(port, addresses, deadline=deadline, force=force)
+
+
+def _named(context: Context, luns: list[str], hba: str | None) -> dict[Hba, list[tuple[int, int]]]:
+    """Where the LUNs are that are named by address or id."""
+    service = context.service
+    found: dict[Hba, dict[tuple[int, int], None]] = {}
+    ports = service.hbas if hba is None else [context.hba(hba)]
+    at: dict[str, list[tuple[Hba, tuple[int, int]]]] = {}
+    for port in ports:
+        for address, unit in port.luns.items():
+            at.setdefault(service.disk_of(unit).id, []).append((port, address))
+    for name in luns:
+        disk = context.disk(name, hba)
+        places = at.get(disk.id, []) if name == disk.id else []
+        if name != disk.id:
+            places = [(context.hba(hba), context.address(name, "lun"))]
+        for port, address in places:
+            found.setdefault(port, {})[address] = None
+    return {port: list(addresses) for port, addresses in found.items()}
+
+
+@method("lun.resize")
+async def lun_resize(
+    context: Context, lun: str, size: int | str, hba: str | None = None
+) -> LunState:
+    """A new capacity, in bytes or as 64M or 3T; guests get a unit attention (CAPACITY DATA HAS
+    CHANGED) and an event. An image file is made that long; a block device must have been resized
+    before. Shrinking loses what is beyond the end."""
+    from vscsi_emu.backends.uri import SpecError, parse_size
+
+    disk = context.disk(lun, hba)
+    try:
+        await disk.resize(size if isinstance(size, int) else parse_size(size))
+    except SpecError as error:
+        raise OperationError(str(error), "size") from None
+    return _state(context, disk)
+
+
+@method("lun.set")
+async def lun_set(
+    context: Context,
+    lun: str,
+    hba: str | None = None,
+    read_only: bool | None = None,
+    cache: Literal["writeback", "writethrough"] | None = None,
+) -> LunState:
+    """Changes a unit; guests get a unit attention (MODE PARAMETERS CHANGED) and an event. When
+    it returns, what a write cache held that is off now, is on the medium."""
+    disk = context.disk(lun, hba)
+    await disk.configure(
+        read_only=read_only, write_cache=None if cache is None else cache == "writeback"
+    )
+    return _state(context, disk)
+
+
+def _state(context: Context, disk: Disk) -> LunState:
+    at: dict[str, list[str]] = {}
+    for hba in context.service.hbas:
+        for address, unit in hba.luns.items():
+            if unit is disk.unit:
+                at.setdefault(hba.name, []).append(show_address(address))
+    return _lun_state(disk, at)
+
+
+@method("lun.pause")
+async def lun_pause(
+    context: Context, lun: str, hba: str | None = None, deadline: float = 30.0
+) -> PauseState:
+    """From now on commands wait. Returns once those that ran are over, at the latest after
+    `deadline` seconds. With lun.flush, the image can be copied then. A guest gives commands up
+    after some time (Linux: 30 s)."""
+    if not 0 < deadline <= 3600:
+        raise OperationError(f"deadline {deadline:g} is not above 0 and up to 3600 s", "deadline")
+    return PauseState(drained=await context.disk(lun, hba).pause(deadline=deadline))
+
+
+@method("lun.resume")
+async def lun_resume(context: Context, lun: str, hba: str | None = None) -> None:
+    """Processes the commands that waited, in the order they came, and all that follow."""
+    await context.disk(lun, hba).resume()
+
+
+@method("lun.flush")
+async def lun_flush(context: Context, lun: str, hba: str | None = None) -> None:
+    """What was written is on the medium when it returns."""
+    await context.disk(lun, hba).flush()
+
+
+# ── Watching ───────────────────────────────────────────────────────────────────────────────────
+
+
+@method("limits.query")
+async def limits_query(context: Context) -> Limits:
+    """What guests are told not to exceed: configuration space and Block Limits VPD pages."""
+    units = context.service.disks.values()
+    return Limits(
+        hbas=[
+            HbaLimits(
+                name=hba.name,
+                num_queues=hba.config.num_queues,
+                seg_max=hba.config.seg_max,
+                max_sectors=hba.config.max_sectors,
+                cmd_per_lun=hba.config.cmd_per_lun,
+                max_target=hba.config.max_target,
+                max_lun=hba.config.max_lun,
+            )
+            for hba in context.service.hbas
+        ],
+        luns=[
+            LunLimits(
+                id=disk.id,
+                **{
+                    field.name: getattr(disk.unit.limits, field.name)
+                    for field in fields(LunLimits)
+                    if field.name != "id"
+                },
+            )
+            for disk in units
+        ],
+    )
+
+
+@method("tmf.log")
+async def tmf_log(context: Context, count: int = 256) -> list[TmfRecord]:
+    """The last task management functions, oldest first; 256 are remembered."""
+    if count < 1:
+        raise OperationError(f"count {count} is below 1", "count")
+    return list(context.service.journal.tmfs)[-count:]
+
+
+EventKind = Literal[
+    "lun.added",
+    "lun.removed",
+    "lun.resized",
+    "lun.changed",
+    "lun.paused",
+    "lun.resumed",
+    "session.connected",
+    "session.disconnected",
+    "tmf",
+    "attention",
+    "error",
+]
+
+
+@method("events.subscribe")
+async def events_subscribe(context: Context, kinds: list[EventKind] | None = None) -> None:
+    """From now on this connection gets a notification `event` for each thing that happens, of
+    these kinds or of all. A connection that reads too slowly loses some; the next notification
+    says how many in `missed`."""
+    wanted = frozenset(Kind) if kinds is None else frozenset(kinds)
+    context.subscribe(lambda record: record.kind in wanted)
+
+
+@method("quit")
+async def quit(context: Context) -> None:
+    """Ends the server as SIGTERM does: what was acknowledged is on the medium."""
+    context.quit()
+
+
+METHODS: Final = MappingProxyType(
+    {
+        declared.name: declared
+        for declared in list[Method[Any, Any]](
+            value for value in globals().values() if isinstance(value, Method)
+        )
+    }
+)
+"""By name."""

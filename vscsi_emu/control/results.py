@@ -1,0 +1,112 @@
+"""What methods return."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LunState:
+    """A logical unit."""
+
+    id: str
+    uri: str
+    size: int
+    """Bytes."""
+    block_size: int
+    read_only: bool
+    """By configuration; a guest may write-protect it too (SWP)."""
+    write_cache: bool
+    """WCE now."""
+    thin: bool
+    paused: bool
+    naa: str
+    serial: str
+    at: dict[str, list[str]]
+    """Its addresses in each HBA."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HbaState:
+    """An HBA."""
+
+    name: str
+    number: int
+    initiator: str
+    """NAA name of its port."""
+    queues: int
+    connected: bool
+    """Whether a front end, or a driver in this process, is there."""
+    features: list[str]
+    """Negotiated ones."""
+    luns: dict[str, str]
+    """Address to id."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class State:
+    """All that is served."""
+
+    version: str
+    pid: int
+    hbas: list[HbaState]
+    luns: list[LunState]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AddedLun:
+    """A unit that is there now."""
+
+    id: str
+    hba: str
+    lun: str
+    """TARGET:LUN."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PauseState:
+    """A paused unit."""
+
+    drained: bool
+    """Nothing that came before the pause is running any more."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LunLimits:
+    """Of one unit, as its Block Limits VPD page says (SBC-5), in blocks unless the name says
+    otherwise; 0 is no limit, for the last three: not supported."""
+
+    id: str
+    max_transfer_blocks: int
+    optimal_transfer_blocks: int
+    optimal_granularity_blocks: int
+    max_write_same_blocks: int
+    max_unmap_blocks: int
+    max_unmap_descriptors: int
+    unmap_granularity_blocks: int
+    unmap_alignment: int
+    max_compare_and_write_blocks: int
+    max_atomic_blocks: int
+    atomic_granularity_blocks: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HbaLimits:
+    """Of one HBA, as its configuration space says (virtio 1.4, 5.6.4)."""
+
+    name: str
+    num_queues: int
+    seg_max: int
+    max_sectors: int
+    """In 512 bytes."""
+    cmd_per_lun: int
+    max_target: int
+    max_lun: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What guests are told not to exceed."""
+
+    hbas: list[HbaLimits]
+    luns: list[LunLimits]
