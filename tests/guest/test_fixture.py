@@ -83,9 +83,12 @@ with HbaProcess(["mem:16M"]) as hba, make_guest("{kind}", [hba]).start("echo up;
         assert processes_in(Path(directory))
         runner.kill()
     wait_until_gone(Path(directory))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while Path("/proc", server).exists():
         assert time.monotonic() < deadline, "the server still runs"
+        time.sleep(0.05)
+    while left := list(tmp_path.iterdir()):
+        assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
 
