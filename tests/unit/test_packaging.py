@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
@@ -79,6 +80,50 @@ def test_wheel_is_importable(wheel: Path, tmp_path: Path) -> None:
     run(*pip, wheel)
     for place in run(sys.executable, "-c", PROBE, cwd=tmp_path, PYTHONPATH=str(tmp_path)).split():
         assert Path(place).is_relative_to(tmp_path)
+
+
+PROJECT = """
+def test_serves(scsi_disk, builtin_guest):
+    disk = scsi_disk("1M", block_size=4096)
+    found = builtin_guest().disks[disk.address]
+    found.write(0, b"x" * 4096)
+    assert found.read(0, 1) == b"x" * 4096
+
+def test_from_the_wheel():
+    import vscsi_emu
+    assert "SITE" in vscsi_emu.__file__
+
+test_again = test_serves
+"""
+
+
+def test_the_pytest_plugin_works_from_the_wheel_in_an_empty_project(
+    wheel: Path, tmp_path: Path
+) -> None:
+    venv, project = tmp_path / "venv", tmp_path / "project"
+    run(sys.executable, "-m", "venv", "--without-pip", venv)
+    (site,) = venv.glob("lib/python3.*/site-packages")
+    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site))
+    run(*pip, wheel)
+    # What else it needs comes from here; this checkout, installed here as editable, does not: a
+    # path that is only listed runs no .pth files of its own.
+    here = sysconfig.get_path("purelib")
+    (site / "dependencies.pth").write_text(here + "\n")
+    project.mkdir()
+    (project / "test_disk.py").write_text(PROJECT.replace("SITE", str(site)))
+    report = run(
+        venv / "bin/python",
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "-v",
+        cwd=project,
+        PYTHONPATH="",
+        TMPDIR=str(tmp_path),
+    )
+    assert "3 passed" in report
+    assert not list(tmp_path.glob("vscsi-emu-*"))
 
 
 def test_editable_install_is_this_checkout(tmp_path: Path) -> None:
