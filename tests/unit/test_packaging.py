@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -97,33 +100,46 @@ test_again = test_serves
 """
 
 
-def test_the_pytest_plugin_works_from_the_wheel_in_an_empty_project(
-    wheel: Path, tmp_path: Path
-) -> None:
-    venv, project = tmp_path / "venv", tmp_path / "project"
+@pytest.fixture
+def installed(wheel: Path, tmp_path: Path) -> Path:
+    """A fresh virtual environment's interpreter: the wheel is installed there."""
+    venv = tmp_path / "venv"
     run(sys.executable, "-m", "venv", "--without-pip", venv)
     (site,) = venv.glob("lib/python3.*/site-packages")
     pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site))
     run(*pip, wheel)
-    # What else it needs comes from here; this checkout, installed here as editable, does not: a
-    # path that is only listed runs no .pth files of its own.
-    here = sysconfig.get_path("purelib")
-    (site / "dependencies.pth").write_text(here + "\n")
+    # What else it needs comes from here. This checkout, installed here as editable, does not: a
+    # path that is listed so runs no .pth files of its own.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return venv / "bin/python"
+
+
+@pytest.mark.parametrize("wheel", ["checkout"], indirect=True)
+def test_the_pytest_plugin_works_from_the_wheel_in_an_empty_project(
+    installed: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
     project.mkdir()
-    (project / "test_disk.py").write_text(PROJECT.replace("SITE", str(site)))
-    report = run(
-        venv / "bin/python",
-        "-m",
-        "pytest",
-        "-n",
-        "2",
-        "-v",
-        cwd=project,
-        PYTHONPATH="",
-        TMPDIR=str(tmp_path),
-    )
+    (project / "test_disk.py").write_text(PROJECT.replace("SITE", str(installed.parents[1])))
+    command = (installed, "-m", "pytest", "-n", "2", "-v")
+    report = run(*command, cwd=project, PYTHONPATH="", TMPDIR=str(tmp_path))
     assert "3 passed" in report
     assert not list(tmp_path.glob("vscsi-emu-*"))
+
+
+@pytest.mark.parametrize("wheel", ["checkout"], indirect=True)
+def test_the_commands_of_the_workflow_example_work(installed: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "examples/ci", project)
+    workflow = yaml.safe_load((project / "workflow.yml").read_text())
+    commands = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step]
+    assert len(commands) == 2
+    for command in commands:
+        assert "sudo" not in command
+        path = f"{installed.parent}:{os.environ['PATH']}"
+        run("bash", "-ec", command, cwd=project, PYTHONPATH="", PATH=path, PIP_NO_INDEX="1")
+    suite = ElementTree.parse(project / "report.xml").getroot()[0].attrib
+    assert (suite["tests"], suite["errors"], suite["failures"]) == ("4", "0", "0")
 
 
 def test_editable_install_is_this_checkout(tmp_path: Path) -> None:
