@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from vscsi_emu.backends.uri import LunSpec, SpecError
 
 if TYPE_CHECKING:
-    from vscsi_emu._dataplane import Engine
+    from vscsi_emu._dataplane import Engine, Inbox, Transfer
 
 
 class BackendError(Exception):
     """Storage that cannot be opened; one line that names it and the fix."""
 
 
+class Owner(Protocol):
+    """What a backend that Python answers for is served by."""
+
+    @property
+    def inbox(self) -> Inbox: ...
+    def add_engine(self, handler: Callable[[Transfer], None]) -> int:
+        """A token for `Engine.python`; `handler` gets each of its calls, and must not block."""
+
+    def remove_engine(self, token: int) -> None:
+        """Calls that come all the same fail."""
+
+
 class Backend:
-    """Storage behind one logical unit. A subclass sets `engine` and `name` when it opens."""
+    """Storage behind one logical unit. A subclass sets `name` when it opens, and `engine` then or
+    in `start`."""
 
     KEYS: ClassVar[Mapping[str, str]] = {}
     """Keys of this scheme only, each with a line of help."""
@@ -37,6 +50,9 @@ class Backend:
             self.block_size = spec.block_size
         if spec.rotation_rate is not None:
             self.rotation_rate = spec.rotation_rate
+
+    def start(self, owner: Owner) -> None:
+        """Called once, before the first use of `engine`."""
 
     @property
     def blocks(self) -> int:

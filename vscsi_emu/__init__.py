@@ -10,11 +10,22 @@ from importlib import import_module
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-__all__ = ["AsyncHba", "Config", "Hba", "Service", "from_arguments", "from_file"]
+__all__ = [
+    "AsyncHba",
+    "Config",
+    "Hba",
+    "ScsiError",
+    "Service",
+    "Storage",
+    "from_arguments",
+    "from_file",
+]
 
 if TYPE_CHECKING:
     from vscsi_emu.api import AsyncHba, Hba
+    from vscsi_emu.backends.storage import Storage
     from vscsi_emu.config import Config, from_arguments, from_file
+    from vscsi_emu.scsi.sense import ScsiError
     from vscsi_emu.service import Service
 else:
     # On first use: the command line must not pay for what it does not need.
@@ -23,7 +34,9 @@ else:
             "AsyncHba": "vscsi_emu.api",
             "Config": "vscsi_emu.config",
             "Hba": "vscsi_emu.api",
+            "ScsiError": "vscsi_emu.scsi.sense",
             "Service": "vscsi_emu.service",
+            "Storage": "vscsi_emu.backends.storage",
             "from_arguments": "vscsi_emu.config",
             "from_file": "vscsi_emu.config",
         }

@@ -311,6 +311,7 @@ class _Opened:
 def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
     """The logical unit that a backend's options describe. Raises `StartError` for a state file
     that cannot be used."""
+    backend.start(runtime)
     path = backend.state_path
     try:
         store = StateFile(path) if path is not None else None

@@ -9,6 +9,8 @@ from types import ModuleType
 
 import pytest
 
+from vscsi_emu import Hba
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -50,3 +52,14 @@ def test_a_row_that_comes_out_otherwise_fails_the_example(
     monkeypatch.setattr(dma_coherency, "run", lambda _: dma_coherency.Outcome("hang", None))
     assert dma_coherency.main() == 1
     assert "1 rows are not as the rules say" in capsys.readouterr().out
+
+
+def test_a_backend_in_thirty_lines_of_python() -> None:
+    path = ROOT / "examples/python_backend.py"
+    assert len(path.read_text().splitlines()) <= 30
+    with Hba(f"python:{path}:Compressed") as hba, hba.driver() as guest:
+        assert hba.control.hba_query().luns[0].thin
+        disk = guest.disks[0, 0]
+        data = b"compress me".ljust(4096) * 1000
+        disk.write(5, data)
+        assert disk.read(4, 1002) == bytes(4096) + data + bytes(4096)

@@ -12,6 +12,7 @@ pub mod memory;
 pub mod null;
 mod pages;
 mod probe;
+pub mod python;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]

@@ -56,7 +56,7 @@ mod dataplane {
     use super::*;
 
     #[pymodule_export]
-    use super::inbox::{Command, Control, Inbox, Notice};
+    use super::inbox::{Command, Control, Inbox, Notice, Transfer};
     #[pymodule_export]
     use super::interrupt::Interrupt;
     #[pymodule_export]
