@@ -42,4 +42,13 @@ def open_backend(spec: LunSpec, *, name: str) -> Backend:
 
     Raises `BackendError` or `SpecError`, in words for the user.
     """
-    return backend_class(spec.scheme)(spec, name)
+    backend = backend_class(spec.scheme)(spec, name)
+    try:
+        backend.limit_space()
+    except OSError as error:
+        backend.close()
+        raise BackendError(f"{spec}: cannot be measured: {error.strerror}") from None
+    except BaseException:
+        backend.close()
+        raise
+    return backend

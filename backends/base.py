@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from vscsi_emu.backends.space import thin_space
 from vscsi_emu.backends.uri import LunSpec, SpecError
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import Engine, Inbox, Transfer
+    from vscsi_emu.scsi.provisioning import ThinSpace
 
 
 class BackendError(Exception):
@@ -38,10 +40,12 @@ class Backend:
     engine: Engine
     name: str
     """What the default identity is derived from: the same at every start, unique to the data."""
+    thin: ThinSpace | None = None
+    """What bounds the space that `engine` takes."""
     block_size: int = 512
     """Logical block length in bytes."""
     rotation_rate: int = 1
-    """MEDIUM ROTATION RATE when the user names none: 1 is a solid state medium (SBC-5 6.6.3)."""
+    """MEDIUM ROTATION RATE when the user names none: 1 is a solid state medium (SBC-4 6.6.2)."""
 
     def __init__(self, spec: LunSpec, name: str) -> None:
         self.spec = spec
@@ -65,7 +69,7 @@ class Backend:
 
     @property
     def naa(self) -> str:
-        """16 hex digits: the NAA name given, or a locally assigned one (SPC-6 7.7.6.6.4)."""
+        """16 hex digits: the NAA name given, or a locally assigned one (SPC-6)."""
         return self.spec.naa or "3" + hashlib.sha256(self.name.encode()).hexdigest()[:15]
 
     @property
@@ -76,6 +80,15 @@ class Backend:
     def state_path(self) -> str | None:
         """Path of the file that keeps the unit's state over restarts; None: it is forgotten."""
         return self.spec.state
+
+    def limit_space(self) -> None:
+        """Once `engine` is open: obeys `thin=`. Raises `SpecError` where that cannot be."""
+        self.thin = thin_space(self.spec)
+        if self.thin is None:
+            return
+        if not (self.spec.discard and self.engine.can_discard):
+            raise SpecError(f"{self.spec}: thin= needs space that can be freed; leave it out here")
+        self.engine = self.engine.thin(self.thin.space)
 
     @property
     def writable(self) -> bool:

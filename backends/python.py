@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from vscsi_emu import _dataplane
 from vscsi_emu.backends.base import Backend, BackendError, Owner
+from vscsi_emu.backends.space import thin_space
 from vscsi_emu.backends.storage import Storage
 from vscsi_emu.backends.uri import LunSpec, SpecError
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
@@ -39,6 +40,12 @@ class PythonBackend(Backend):
         self.check_size(self.storage.size, f"let size be a multiple of {self.block_size}")
         self._threads = ThreadPoolExecutor(self.storage.threads, "vscsi-storage")
         self._stop: Callable[[], None] | None = None
+
+    def limit_space(self) -> None:
+        if thin_space(self.spec) is not None:
+            raise SpecError(
+                f"{self.spec}: the class bounds its own space (ENOSPC); leave out thin="
+            )
 
     def start(self, owner: Owner) -> None:
         token = owner.add_engine(self._queue)

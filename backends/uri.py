@@ -51,6 +51,12 @@ class LunSpec:
     lbprz: bool = False
     removable: bool = False
     write_cache: bool = True
+    thin: int | None = None
+    """Bytes of space that its blocks may take."""
+    pool: str | None = None
+    """Name of that space, which all units with this name share."""
+    soft_threshold: int | None = None
+    """Percent of the space in use at which initiators are told."""
     state: str | None = None
     """File that keeps what must outlive the server, such as persistent reservations."""
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -116,11 +122,23 @@ def _cache(text: str) -> bool:
 
 
 def _rotation_rate(text: str) -> int:
-    # MEDIUM ROTATION RATE of VPD page B1h (SBC-5 6.6.3): the other values are reserved.
+    # MEDIUM ROTATION RATE of VPD page B1h (SBC-4 6.6.2): the other values are reserved.
     rate = int(text) if text.isascii() and text.isdecimal() else -1
     if rate not in (0, 1) and not 0x401 <= rate <= 0xFFFE:
         raise SpecError(f"{text!r} is not 0 (unknown), 1 (solid state) or 1025 to 65534 rpm")
     return rate
+
+
+def _pool(text: str) -> str:
+    if not text:
+        raise SpecError("names no pool")
+    return text
+
+
+def _percent(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and 1 <= int(text) <= 100):
+        raise SpecError(f"{text!r} is not a percentage from 1 to 100")
+    return int(text)
 
 
 def _naa(text: str) -> str:
@@ -164,6 +182,9 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "rotation-rate": _Key("rotation_rate", _rotation_rate),
         "discard": _Key("discard", parse_switch),
         "lbprz": _Key("lbprz", parse_switch),
+        "thin": _Key("thin", parse_size),
+        "pool": _Key("pool", _pool),
+        "soft-threshold": _Key("soft_threshold", _percent),
         "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
         "state": _Key("state", _path),

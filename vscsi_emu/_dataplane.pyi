@@ -17,6 +17,9 @@ class DataplaneError(Exception):
 class GuestMemoryError(DataplaneError):
     """An address or length lies outside guest memory, or a region cannot be mapped."""
 
+class SourceChangedError(DataplaneError):
+    """What a copy was to take is not any more what it was."""
+
 class RingError(DataplaneError):
     """A ring is set up in a way that no driver may ask for."""
 
@@ -35,7 +38,7 @@ def build_sense(
     in_cdb: bool = True,
     progress: int | None = None,
 ) -> bytes:
-    """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6 4.4.
+    """Sense data: fixed format (18 bytes, 70h/71h) or descriptor format (72h/73h), SPC-6.
 
     `field`/`bit` fill the sense-key-specific field pointer of ILLEGAL REQUEST (byte offset and bit
     number; `in_cdb` sets C/D). `information` above 32 bits in fixed format leaves VALID at 0.
@@ -117,12 +120,29 @@ class Engine:
     @property
     def can_discard(self) -> bool:
         """Whether deallocation really frees space here (probed, not guessed)."""
-    def copy(
-        self, source: Engine, source_offset: int, offset: int, length: int, durable: bool
-    ) -> None:
-        """`length` bytes of `source` to here, as if all were read before the first is written;
-        on stable storage on return if `durable`. Blocks (GIL released): call it off the event
-        loop. OSError: the I/O failed, or a range is outside."""
+    @property
+    def allocated(self) -> int | None:
+        """Bytes of space taken; None where that cannot be told (devices)."""
+    def thin(self, space: Space) -> Engine:
+        """The same, but blocks take space from `space` as they are written, and give it back as
+        they are freed. What is allocated now is taken whatever the limit. A write that needs more
+        than there is fails with ENOSPC and changes nothing. `OSError`: it cannot be measured."""
+
+@final
+class Space:
+    """`limit` bytes that engines share."""
+
+    def __new__(cls, limit: int) -> Self: ...
+    @property
+    def limit(self) -> int: ...
+    @property
+    def used(self) -> int:
+        """Bytes in use; above the limit if that much was in use from the beginning."""
+    def watch(self, inbox: Inbox, token: int, level: int, *, rising: bool) -> None:
+        """Says "done" once, with the bytes in use as value, when they are at least `level`
+        (`rising`) or fewer; at once if they are."""
+    def unwatch(self, token: int) -> None:
+        """There will be no "done" if there was none yet."""
 
 # ── What Rust must know of a logical unit ──────────────────────────────────────────────────────
 
@@ -192,10 +212,29 @@ class Lu:
         `usage_maps`: CDB usage maps of the media commands (opcode → bytes). A command with a bit
         set that its map does not define comes to Python, which refuses it with the field
         pointer: the fast way never skips that check."""
+    def mark_bad(self, offset: int, length: int) -> None:
+        """These bytes, a block, read as an error until they are written; as WRITE LONG does."""
     policy: LunPolicy
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
     def engine(self) -> Engine: ...
+    @property
+    def errors(self) -> tuple[int, int, int, int]:
+        """Commands that the data plane ended with an uncorrected error of a write, of a read or of
+        a verification, and with an error of our own, since the unit was made."""
+
+@final
+class Scan:
+    """Reads the whole medium of a unit, beside all else that uses it."""
+
+    def __new__(cls, lu: Lu) -> Self: ...
+    def run(self) -> tuple[int, int, int] | None:
+        """Blocks (GIL released): call it once, off the event loop. The first block that cannot be
+        read: LBA, sense key, ASC and ASCQ as one number. `InterruptedError` after `cancel`."""
+    @property
+    def progress(self) -> int:
+        """Parts of 65536 that are done, at most 65535."""
+    def cancel(self) -> None: ...
 
 @final
 class Overwrite:
@@ -215,6 +254,41 @@ class Overwrite:
     @property
     def progress(self) -> int:
         """Parts of 65536 that are done, at most 65535."""
+    def cancel(self) -> None: ...
+
+@final
+class Watch:
+    """Whether blocks of a unit were changed. `ranges`: (offset, length) in bytes each. What writes
+    when it is made may go unnoticed: await `Worker.quiesce`."""
+
+    def __new__(cls, lu: Lu, ranges: Sequence[tuple[int, int]]) -> Self: ...
+    @property
+    def changed(self) -> bool: ...
+
+@final
+class Copy:
+    """Moves `runs`, in this order: (source offset, offset, length) in bytes each, every one as if
+    all of it were read before the first byte is written. `source` None: zeros. `durable`: on
+    stable storage on return. Takes turns with exclusive commands of both units."""
+
+    def __new__(
+        cls,
+        target: Lu,
+        source: Lu | None,
+        runs: Sequence[tuple[int, int, int]],
+        *,
+        durable: bool,
+        unless: Watch | None = None,
+    ) -> Self: ...
+    def run(self) -> None:
+        """Blocks (GIL released): call it once, off the event loop. `OSError`: a range is outside,
+        or the I/O failed; EAGAIN: space is being freed; `InterruptedError` after `cancel`.
+        `SourceChangedError`: what `unless` watches has changed, and nothing newer was taken."""
+    @property
+    def runs(self) -> list[tuple[int, int, int]]: ...
+    @property
+    def copied(self) -> int:
+        """Bytes copied without a gap from the beginning."""
     def cancel(self) -> None: ...
 
 @final

@@ -21,6 +21,7 @@ from vscsi_emu.backends.uri import (
     parse_uri,
     with_key,
 )
+from vscsi_emu.scsi.port_groups import MAX_PORT_GROUP
 
 MAX_QUEUES: Final = 254
 """Request queues of one HBA: vhost-user numbers 256 rings, two of which are not for requests."""
@@ -29,7 +30,15 @@ MAX_HBAS: Final = 255
 """Of one process, so that relative target port identifiers stay within 16 bits."""
 
 _LUN_KEYS: Final = ("id", "uri")
-_HBA_KEYS: Final = ("socket", "queues", "luns", "initiator", "in-band", "access-platform")
+_HBA_KEYS: Final = (
+    "socket",
+    "queues",
+    "luns",
+    "initiator",
+    "port-group",
+    "in-band",
+    "access-platform",
+)
 
 
 class ConfigError(ValueError):
@@ -63,6 +72,9 @@ class HbaConfig:
     """The `LunConfig.name` of each address."""
     initiator: str | None = None
     """NAA name of its initiator port, 16 hex digits; derived from the socket when None."""
+    port_group: int | None = None
+    """Target port group of its targets, 1 to 65535; its place among the HBAs, from 1,
+    when None."""
     in_band: bool = False
     """Offer in-band notifications: slower, for front ends that need them."""
     access_platform: bool = False
@@ -225,6 +237,10 @@ class _Reader:
             check_queues(queues, "queues")
         except ConfigError as error:
             raise ConfigError(f"{self._path}: {where}: {error}") from None
+        port_group = table.get("port-group")
+        if port_group is not None and not _is_port_group(port_group):
+            problem = f"{port_group!r} is not a whole number from 1 to {MAX_PORT_GROUP}"
+            raise self._error(where, "port-group", problem)
         in_band = self._flag(table, "in-band", where)
         access_platform = self._flag(table, "access-platform", where)
         initiator = self._string(table, "initiator", where) if "initiator" in table else None
@@ -250,7 +266,9 @@ class _Reader:
                     f"known: {', '.join(units) or 'none'}",
                 )
             mapped[address] = units[unit].name
-        return HbaConfig(socket, None, queues, mapped, initiator, in_band, access_platform)
+        return HbaConfig(
+            socket, None, queues, mapped, initiator, port_group, in_band, access_platform
+        )
 
     def _flag(self, table: dict[str, Any], key: str, where: str) -> bool:
         value = table.get(key, False)
@@ -283,6 +301,10 @@ class _Reader:
         return ConfigError(
             ": ".join(part for part in (self._path, where, key) if part) + f": {text}"
         )
+
+
+def _is_port_group(value: object) -> bool:
+    return type(value) is int and 1 <= value <= MAX_PORT_GROUP
 
 
 def check_queues(queues: int, name: str) -> None:

@@ -80,7 +80,7 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
     runtime, port, lu = hba.runtime, hba.port, nexus.unit.data_plane
     match tmf.subtype:
         case TmfType.ABORT_TASK:
-            # SAM-6 7.2: complete too when there is no such command.
+            # SAM-6: complete too when there is no such command.
             await runtime.abort(Response.ABORTED, port=port, lu=lu, tag=tmf.id)
         case TmfType.ABORT_TASK_SET:
             await runtime.abort(Response.ABORTED, port=port, lu=lu)

@@ -132,12 +132,13 @@ class Hba:
         queues: int,
         luns: Mapping[Address, LogicalUnit],
         number: int = 0,
+        port_group: int | None = None,
         name: str | None = None,
     ) -> None:
         """`initiator`: NAA name of the initiator port, 16 hex digits. `queues`: request queues.
         `number`: 0 to 254, another for each HBA that shares units with this one; from it follow
-        the relative port identifiers of its targets. `name`: what people call it, "hba" and its
-        number by default."""
+        the relative port identifiers of its targets. `port_group`: their target port group, one of
+        the HBA's own by default. `name`: what people call it, "hba" and its number by default."""
         if not 0 <= number <= MAX_NUMBER:
             raise ValueError(f"HBA number {number} is not within 0 to {MAX_NUMBER}")
         if queues < 1:
@@ -145,6 +146,7 @@ class Hba:
         self.runtime = runtime
         self.initiator = initiator
         self.number = number
+        self.port_group = number + 1 if port_group is None else port_group
         self.name = name or f"hba{number}"
         self.port: Port = _dataplane.Port()
         self.features = Feature(0)
@@ -533,6 +535,7 @@ class Hba:
             naa=self._target_name(number),
             initiator=bytes.fromhex(self.initiator),
             relative_port=self.number * (MAX_TARGET + 1) + number + 1,
+            port_group=self.port_group,
         )
         target.reachable = self._nexuses
         self.targets[number] = target
@@ -551,7 +554,7 @@ class Hba:
             )
 
     def _target_name(self, number: int) -> bytes:
-        """A locally assigned NAA name (SPC-6 7.7.6.6.4) of a target port, stable over restarts."""
+        """A locally assigned NAA name (SPC-6) of a target port, stable over restarts."""
         digest = hashlib.sha256(f"target {self.initiator} {number}".encode()).digest()
         return bytes([0x30 | digest[0] & 0xF]) + digest[1:8]
 

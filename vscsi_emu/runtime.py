@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         Notice,
         Port,
         Queue,
+        Space,
         Transfer,
         Worker,
     )
@@ -167,6 +168,23 @@ class Runtime:
     async def quiesce(self, lu: Lu | None = None) -> None:
         """Returns when the commands of `lu` that run now are done."""
         await asyncio.gather(*(self.call(_bind_quiesce(worker, lu)) for worker in self.workers))
+
+    def watch(
+        self, space: Space, level: int, rising: bool, reached: Callable[[], None]
+    ) -> Callable[[], None]:
+        """A `scsi.provisioning.Watcher`."""
+        token = next(self._tokens)
+        future: asyncio.Future[int] = self._loop.create_future()
+        future.add_done_callback(lambda done: None if done.cancelled() else reached())
+        self._calls[token] = future
+        space.watch(self.inbox, token, level, rising=rising)
+
+        def cancel() -> None:
+            space.unwatch(token)
+            self._calls.pop(token, None)
+            future.cancel()
+
+        return cancel
 
     async def quiesce_range(self, memory: GuestMemory, iova: int, size: int) -> None:
         """After `GuestMemory.iotlb_invalidate`: returns when nothing uses a translation of these

@@ -23,6 +23,7 @@ from vscsi_emu.hba import Address, Hba, LunBusyError
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.store import SavedStateError, StateStore
+from vscsi_emu.scsi.tokens import Tokens
 from vscsi_emu.scsi.unit import LogicalUnit
 from vscsi_emu.state import StateError, StateFile
 from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, adopt, listen
@@ -98,6 +99,7 @@ class Service:
         self._stack = AsyncExitStack()
         self._servers: list[VhostUserServer] = []
         self.hbas: list[Hba] = []
+        self._tokens = Tokens()
         self.disks: dict[str, Disk] = {}
         """By `LunConfig.id`."""
         self._disk_of: dict[LogicalUnit, Disk] = {}
@@ -119,7 +121,9 @@ class Service:
         stack.push_async_callback(self._close_disks)
         stack.push_async_callback(runtime.close)
         for lun, backend in zip(self._config.luns, backends, strict=True):
-            self._add_disk(Disk(lun, backend, logical_unit(backend, runtime), runtime))
+            self._add_disk(
+                Disk(lun, backend, logical_unit(backend, runtime, tokens=self._tokens), runtime)
+            )
             opened.hand_over(backend)
         units = self.units
         for number, wanted in enumerate(self._config.hbas):
@@ -129,6 +133,7 @@ class Service:
                 queues=wanted.queues,
                 luns={at: units[name] for at, name in wanted.luns.items()},
                 number=number,
+                port_group=wanted.port_group,
                 name=wanted.socket or (f"fd{wanted.fd}" if wanted.fd is not None else None),
             )
             stack.push_async_callback(hba.close)
@@ -213,11 +218,10 @@ class Service:
             backends = await asyncio.to_thread(lambda: [opened.open(lun) for lun in configs])
             disks = []
             for lun, backend in zip(configs, backends, strict=True):
-                unit = logical_unit(backend, self._runtime)
+                unit = logical_unit(backend, self._runtime, tokens=self._tokens)
                 disks.append(Disk(lun, backend, unit, self._runtime))
-                await asyncio.sleep(
-                    0
-                )  # there may be a thousand, and guests that wait for an answer
+                # There may be a thousand, and guests that wait for an answer.
+                await asyncio.sleep(0)
             added = dict(zip(placed, disks, strict=True))
             # Another call may have been faster meanwhile.
             if not self.disks.keys().isdisjoint(lun.id for lun in configs):
@@ -308,21 +312,24 @@ class _Opened:
             backend.close()
 
 
-def logical_unit(backend: Backend, runtime: Runtime) -> LogicalUnit:
-    """The logical unit that a backend's options describe. Raises `StartError` for a state file
+def logical_unit(backend: Backend, runtime: Runtime, *, tokens: Tokens) -> LogicalUnit:
+    """The logical unit that a backend's options describe. `tokens`: of all units that tokens may
+    be carried between. Raises `StartError` for a state file
     that cannot be used."""
     backend.start(runtime)
     path = backend.state_path
     try:
         store = StateFile(path) if path is not None else None
-        return _logical_unit(backend, runtime, store)
+        return _logical_unit(backend, runtime, tokens, store)
     except StateError as error:
         raise StartError(str(error)) from None
     except SavedStateError as error:
         raise StartError(f"{path}: {error}; remove it, or name another with state=") from None
 
 
-def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) -> LogicalUnit:
+def _logical_unit(
+    backend: Backend, runtime: Runtime, tokens: Tokens, store: StateStore | None
+) -> LogicalUnit:
     spec = backend.spec
     names = {"vendor": spec.vendor, "product": spec.product}
     return LogicalUnit(
@@ -343,6 +350,9 @@ def _logical_unit(backend: Backend, runtime: Runtime, store: StateStore | None) 
         flush=partial(asyncio.to_thread, backend.flush),
         quiesce=runtime.quiesce,
         store=store,
+        tokens=tokens,
+        thin=backend.thin,
+        watcher=runtime.watch,
     )
 
 
@@ -405,5 +415,5 @@ def _server(config: HbaConfig, hba: Hba) -> VhostUserServer:
 
 
 def _initiator(hba: HbaConfig) -> str:
-    """A locally assigned NAA name (SPC-6 7.7.6.6.4), the same at every start."""
+    """A locally assigned NAA name (SPC-6), the same at every start."""
     return "3" + hashlib.sha256(f"initiator {hba.socket or 'fd'}".encode()).hexdigest()[:15]

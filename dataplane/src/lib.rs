@@ -3,7 +3,9 @@
 //! Python decides, this crate moves data. Everything but `py` builds and tests without an
 //! interpreter (`cargo test --no-default-features`).
 
+pub mod copy;
 pub mod engine;
+pub mod errors;
 pub mod event;
 pub mod gate;
 pub mod inbox;

@@ -5,9 +5,11 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::engine::Engine;
+use crate::errors::ErrorCounts;
 use crate::gate::{self, Gate};
 use crate::policy::LunPolicy;
-use crate::turn::Turns;
+use crate::sbc;
+use crate::turn::{Turn, Turns};
 
 /// Where a command goes; values are `ROUTE_*` in Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +43,7 @@ struct Row {
 pub struct RouteTable([Row; 256]);
 
 impl RouteTable {
-    /// `usage` rows are CDB usage maps (SPC-6 6.39.3): a bit that is 0 there and 1 in a CDB sends
+    /// `usage` rows are CDB usage maps (SPC-6): a bit that is 0 there and 1 in a CDB sends
     /// the command to Python, which refuses it with the right field pointer.
     pub fn new(routes: &[u8; 256], usage: &[(u8, Vec<u8>)]) -> Option<Self> {
         let mut rows = [Row {
@@ -79,6 +81,14 @@ pub struct Lu {
     pub policy: ArcSwap<LunPolicy>,
     pub routes: RouteTable,
     pub turns: Turns,
+    pub errors: ErrorCounts,
+}
+
+impl Lu {
+    /// Whether a media command runs beside others here, or alone.
+    pub fn turn(&self, cdb: &[u8]) -> Turn {
+        sbc::turn(cdb, self.engine.counts_space())
+    }
 }
 
 /// I_T_L nexus: one port's way to one logical unit.

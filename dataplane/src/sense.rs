@@ -1,4 +1,4 @@
-//! Sense data (SPC-6 4.4): the one place that lays out its bytes.
+//! Sense data (SPC-6): the one place that lays out its bytes.
 
 /// Sense keys (SPC-6, sense key table).
 pub mod key {
@@ -49,6 +49,11 @@ impl SenseInfo {
             progress: None,
             deferred: false,
         }
+    }
+
+    /// As [`Sense::code`] returns it.
+    pub const fn of((key, code): (u8, u16)) -> Self {
+        Self::new(key, code)
     }
 
     pub const fn information(mut self, information: u64) -> Self {
@@ -108,6 +113,17 @@ impl Sense {
 
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.len)]
+    }
+
+    /// Sense key, and ASC and ASCQ as one number; None without sense data.
+    pub fn code(&self) -> Option<(u8, u16)> {
+        let (key, code) = match self.as_bytes() {
+            // VALID may be set in fixed format.
+            [0x70 | 0x71 | 0xf0 | 0xf1, _, key, rest @ ..] => (key, rest.get(9..11)?),
+            [0x72 | 0x73, key, code @ ..] => (key, code.get(..2)?),
+            _ => return None,
+        };
+        Some((key & 0xf, u16::from_be_bytes([code[0], code[1]])))
     }
 
     fn append(&mut self, part: &[u8]) {

@@ -11,7 +11,7 @@ use crate::ring::Chain;
 use crate::turn::Turn;
 use crate::wire::CmdReq;
 
-/// Longest CDB (SPC-6 4.2.3: variable length, up to 260 bytes).
+/// Longest CDB (SPC-6: variable length, up to 260 bytes).
 pub const MAX_CDB: usize = 260;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -129,6 +129,7 @@ impl Bench {
             }),
             routes: RouteTable::new(&routes, &[]).unwrap(),
             turns: Turns::default(),
+            errors: vscsi_dataplane::errors::ErrorCounts::default(),
         });
         let gate = Gate::default();
         let port = Arc::new(Port::default());

@@ -59,6 +59,7 @@ fn unit(engine: Arc<dyn Engine>) -> Arc<Lu> {
         policy: ArcSwap::from_pointee(policy),
         routes: RouteTable::new(&routes, &[]).unwrap(),
         turns: Turns::default(),
+        errors: vscsi_dataplane::errors::ErrorCounts::default(),
     })
 }
 

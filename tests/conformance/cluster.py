@@ -26,7 +26,7 @@ class Cluster:
     """Listening once entered. `disk` is at 0:0 of every HBA."""
 
     def __init__(self, directory: Path, disk: str, nodes: int = 2) -> None:
-        self._directory = directory
+        self.directory = directory
         self.nodes = [Node(directory / f"hba{n}.sock") for n in range(nodes)]
         hbas = "".join(
             f'[[hba]]\nsocket = "{node.socket}"\nqueues = 2\nluns = {{"0:0" = "shared"}}\n'
@@ -42,11 +42,11 @@ class Cluster:
     def restart_after_power_loss(self) -> None:
         self._process.kill()
         self._process.wait(STOP_SECONDS)
-        (self._directory / "log").unlink()
+        (self.directory / "log").unlink()
         self._start()
 
     def _start(self) -> None:
-        with (self._directory / "log").open("ab") as log:
+        with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
                 [str(program()), "serve", "--config", str(self._config)],
                 stdin=subprocess.DEVNULL,
@@ -74,8 +74,8 @@ class Cluster:
             self._process.wait(STOP_SECONDS)
             raise
         text = self._log()
-        (self._directory / "log").unlink()
+        (self.directory / "log").unlink()
         assert error is not None or (code == 0 and "Traceback" not in text), text
 
     def _log(self) -> str:
-        return (self._directory / "log").read_text(errors="replace")
+        return (self.directory / "log").read_text(errors="replace")

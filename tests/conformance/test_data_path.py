@@ -198,7 +198,7 @@ def test_absent_target(guest: Guest, target: int) -> None:
 
 @pytest.mark.parametrize(("target", "lun"), [(0, 2), (0, MAX_LUN), (7, 0), (255, 0)])
 def test_absent_lun_of_a_target(guest: Guest, target: int, lun: int) -> None:
-    """SPC-6 6.6.1 and SAM-6: INQUIRY answers with qualifier 011b, others with 25/00."""
+    """SPC-6 and SAM-6: INQUIRY answers with qualifier 011b, others with 25/00."""
     result = guest.device.execute(target, lun, cdb.inquiry(36), data_in_length=36)
     assert (result.response, result.status) == (Response.OK, GOOD)
     assert result.data[0] == 0x7F

@@ -139,7 +139,7 @@ def test_other_units_are_not_hit(server: Server) -> None:
 
 @pytest.mark.parametrize("function", RESETTING)
 def test_reset_is_told_by_a_unit_attention(guest: Guest, function: TmfType) -> None:
-    """SAM-6 6.3: 29h, and the unit works on after it was told."""
+    """SAM-6: 29h, and the unit works on after it was told."""
     disk = Disk(guest.device, 0, 0).ready()
     disk.write(3, pattern(512))
     assert guest.device.task_management(function, 0, 0) == COMPLETE
@@ -151,7 +151,7 @@ def test_reset_is_told_by_a_unit_attention(guest: Guest, function: TmfType) -> N
 
 @pytest.mark.parametrize("function", [TmfType.QUERY_TASK, TmfType.QUERY_TASK_SET])
 def test_query_with_nothing_in_flight(guest: Guest, function: TmfType) -> None:
-    """SAM-6 7.8, 7.10: FUNCTION COMPLETE if not present."""
+    """SAM-6: FUNCTION COMPLETE if not present."""
     Disk(guest.device, 0, 0).ready()
     assert guest.device.task_management(function, 0, 0, tag=12345) == COMPLETE
 

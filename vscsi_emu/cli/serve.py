@@ -91,12 +91,15 @@ def serve(
       lbprz=on|off                say that unmapped blocks read as zeros: guests may then
                                   zero by unmapping
       removable                   the medium can be ejected
+      thin=SIZE                   space that its blocks may take; writes that need more fail
+      pool=NAME                   units with this name share that space
+      soft-threshold=PERCENT      of it in use at which guests are told, 80 by default
       physical-block-size=        a multiple of block-size
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
       direct=on|off               O_DIRECT (files only)
-      state=FILE                  keeps persistent reservations over restarts; beside an image,
-                                  IMAGE.state by default
+      state=FILE                  keeps persistent reservations, and that SANITIZE failed, over
+                                  restarts; beside an image, IMAGE.state by default
 
     \b
     Examples:

@@ -30,8 +30,8 @@ class DmaPolicy(Enum):
     legacy devices" (c7070619f340, v4.10-rc; stable 4.9.7 and 4.9.8). It made an Arm model with an
     SMMU before legacy devices work, and broke guests of hosts that forgot dma-coherent."""
     ARM_COHERENT_LEGACY = "after the patch"
-    """Of those, only for devices described as coherent: "virtio: Try to untangle DMA coherency"
-    (2017, not merged). Who forgot the property is served as before."""
+    """Of those, only for devices described as coherent. Who forgot the property is served as
+    before. Never merged."""
     SPECIAL_CASE = "reviewer's"
     """Of those, only on the one platform that needs it; no other changes its ways."""
 

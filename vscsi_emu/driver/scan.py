@@ -1,4 +1,4 @@
-"""Finding the logical units behind a device, as a SCSI midlayer does (SPC-6 6.6 and 6.37)."""
+"""Finding the logical units behind a device, as a SCSI midlayer does (SPC-6)."""
 
 import struct
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def report_luns(device: VirtioScsi, target: int) -> list[int]:
 
 
 def decode_reported(field: bytes) -> int:
-    """A single-level LUN from a REPORT LUNS entry: peripheral or flat addressing (SAM-6 4.7)."""
+    """A single-level LUN from a REPORT LUNS entry: peripheral or flat addressing (SAM-6)."""
     level, rest = struct.unpack(">H6s", field)
     method = level >> 14
     if any(rest) or method > 1 or (method == 0 and level > 0xFF):
@@ -90,7 +90,7 @@ def retried(device: VirtioScsi, target: int, lun: int, cdb: bytes, length: int) 
 
 
 def sense_key(sense: bytes) -> int:
-    """The sense key of fixed (70h, 71h) or descriptor (72h, 73h) format sense data, SPC-6 4.4."""
+    """The sense key of fixed (70h, 71h) or descriptor (72h, 73h) format sense data, SPC-6."""
     if len(sense) < 3:
         return 0
     return sense[1 if sense[0] & 0x7F in (0x72, 0x73) else 2] & 0xF

@@ -13,7 +13,7 @@ from functools import cached_property
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
-from vscsi_emu.scsi.sense import invalid_field_in_cdb
+from vscsi_emu.scsi.sense import ScsiError, invalid_field_in_cdb
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.request import Request
@@ -24,7 +24,7 @@ Handler = Callable[["Request"], "bytes | Awaitable[bytes]"]
 SERVICE_ACTION_OPCODES: Final = frozenset(
     {0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB}
 )
-"""Operation codes with a SERVICE ACTION in byte 1, bits 4 to 0 (SPC-6 4.2.2.2)."""
+"""Operation codes with a SERVICE ACTION in byte 1, bits 4 to 0 (SPC-6)."""
 SERVICE_ACTION_MASK: Final = 0x1F
 
 
@@ -40,23 +40,28 @@ class Route(enum.IntEnum):
 class Flag(enum.Flag):
     NONE = 0
     SKIPS_ATTENTION = enum.auto()
-    """Is processed whatever unit attention is pending (SAM-6 5.14)."""
+    """Is processed whatever unit attention is pending (SAM-6)."""
     NEEDS_READY = enum.auto()
-    """Ends with NOT READY while the unit is stopped or has no medium (SBC-5 4.20), or with the
+    """Ends with NOT READY while the unit is stopped or has no medium (SBC-4 4.20), or with the
     medium's failure."""
     NEEDS_MEDIUM = enum.auto()
     """Ends with NOT READY while the unit has no medium."""
     ANY_LUN = enum.auto()
-    """Is answered for an absent logical unit too (SAM-6 4.7.4)."""
+    """Is answered for an absent logical unit too (SAM-6)."""
     WELL_KNOWN = enum.auto()
-    """Is supported by the REPORT LUNS well known logical unit (SPC-6 8.2)."""
+    """Is supported by the REPORT LUNS well known logical unit (SPC-6)."""
     DURING_OVERWRITE = enum.auto()
     """Is processed while SANITIZE or FORMAT UNIT run, as are those that skip unit attentions."""
+    IN_STANDBY = enum.auto()
+    """Is processed through a target port in the standby state (SPC-4 5.16.2.4.4)."""
+    WHEN_UNAVAILABLE = enum.auto()
+    """Is processed through a target port in the unavailable state (SPC-4 5.16.2.4.5)."""
+    ANY_ACCESS_STATE = IN_STANDBY | WHEN_UNAVAILABLE
 
 
 class Allowed(enum.Flag):
-    """Reservations of another nexus under which a command is processed all the same (SPC-2 5.5.1,
-    SPC-6 5.14.1, SBC-5 4.17). What is not declared is `NONE`."""
+    """Reservations of another nexus under which a command is processed all the same (SPC-2,
+    SPC-4 5.13.1, SBC-4 4.17). What is not declared is `NONE`."""
 
     NONE = 0
     RESERVED = enum.auto()
@@ -73,12 +78,14 @@ class Feature(enum.Flag):
 
     NONE = 0
     THIN = enum.auto()
-    """Logical block provisioning management (SBC-5 4.7)."""
+    """Logical block provisioning management (SBC-4 4.7)."""
     REMOVABLE = enum.auto()
     """A medium that can be ejected."""
     COMPARE_AND_WRITE = enum.auto()
     ATOMIC_WRITES = enum.auto()
-    """SBC-5 4.29."""
+    """SBC-4 4.29."""
+    SAVED_STATE = enum.auto()
+    """Something that outlives the process to save state in."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +99,8 @@ class Field:
     needs: Feature = Feature.NONE
     ignored: bool = False
     """Any value is accepted and none has an effect, so that the usage map does not show it."""
+    slow: bool = False
+    """Where it is not 0, a command that the data plane executes comes to its handler first."""
 
     @property
     def mask(self) -> bytes:
@@ -123,6 +132,11 @@ class Cdb:
     def __getitem__(self, name: str) -> int:
         return self.command.fields[name].extract(self.raw)
 
+    def invalid(self, name: str) -> ScsiError:
+        """INVALID FIELD IN CDB that points to this field; to a bit of it where it is one byte."""
+        field = self.command.fields[name]
+        return invalid_field_in_cdb(field.byte, field.high if field.size == 1 else None)
+
 
 @dataclass(frozen=True)
 class CommandType:
@@ -142,6 +156,8 @@ class CommandType:
     """None: the data plane executes it."""
     allowed: Allowed | Callable[[Cdb], Allowed] = Allowed.NONE
     """A function where it depends on the CDB."""
+    media: bool = False
+    """The data plane executes it, also where a handler looks at it before."""
 
     def allowed_for(self, cdb: Cdb) -> Allowed:
         return self.allowed if isinstance(self.allowed, Allowed) else self.allowed(cdb)
@@ -155,7 +171,7 @@ class CommandType:
 
     @cached_property
     def usage_map(self) -> bytes:
-        """CDB USAGE DATA (SPC-6 6.39.3). CONTROL is 0: neither NACA nor vendor bits are used."""
+        """CDB USAGE DATA (SPC-6). CONTROL is 0: neither NACA nor vendor bits are used."""
         usage = self._bits(field for field in self.fields.values() if not field.ignored)
         usage[0] = self.opcode
         if self.service_action is not None:
@@ -170,6 +186,13 @@ class CommandType:
         if self.service_action is not None:
             accepted[1] |= SERVICE_ACTION_MASK
         return bytes(accepted)
+
+    @cached_property
+    def fast(self) -> bytes:
+        """As `accepted`, for the data plane: all else comes to Python."""
+        fast = self._bits(field for field in self.fields.values() if not field.slow)
+        fast[0] = 0xFF
+        return bytes(fast)
 
     def _bits(self, fields: Iterable[Field]) -> bytearray:
         bits = bytearray(self.length)
@@ -226,9 +249,12 @@ def media_command(
     service_action: int | None = None,
     needs: Feature = Feature.NONE,
     allowed: Allowed = Allowed.NONE,
+    handler: Handler | None = None,
     **fields: Field,
 ) -> CommandType:
     """Declares a command that the data plane executes, after Python with `Route.PYTHON`.
+
+    `handler` decides those that come to Python: it answers, or hands them to the data plane.
 
     One with a service action has that route: the data plane routes by operation code. Whatever is
     routed as a read may be read under a write exclusive reservation.
@@ -242,5 +268,7 @@ def media_command(
         route=route,
         flags=Flag.NEEDS_READY,
         needs=needs,
+        handler=handler,
+        media=True,
         allowed=Allowed.WRITE_EXCLUSIVE if route is Route.READ else allowed,
     )

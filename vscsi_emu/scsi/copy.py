@@ -1,4 +1,4 @@
-"""The parameter list of EXTENDED COPY(LID1): what it asks for, checked (SPC-4 6.4).
+"""The parameter list of EXTENDED COPY(LID1): what it asks for, checked (SPC-4).
 
 Block device to block device is what is copied; descriptors of other kinds are refused.
 """

@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Final
 
+from vscsi_emu.scsi.sense import ScsiError
+
 HOLD_SECONDS: Final = 5.0
 """How long the result of a copy that is over is held, if nobody asks for it."""
 
@@ -17,7 +19,8 @@ class CopyResult:
     segments: int = 0
     transferred: int = 0
     """Bytes."""
-    failed: bool = False
+    error: ScsiError | None = None
+    """Why it failed."""
     ended: float | None = None
 
 
@@ -26,6 +29,7 @@ class CopyResults:
 
     def __init__(self) -> None:
         self._results: dict[int, CopyResult] = {}
+        self._failures: dict[int, ScsiError] = {}
 
     def running(self, list_id: int) -> bool:
         """Whether a copy with this identifier is not over yet."""
@@ -33,14 +37,33 @@ class CopyResults:
         return result is not None and result.ended is None
 
     def start(self, list_id: int) -> CopyResult:
+        self._failures.pop(list_id, None)
         result = self._results[list_id] = CopyResult()
         return result
 
-    def end(self, list_id: int, *, failed: bool, hold: bool) -> None:
+    def end(self, list_id: int, *, error: ScsiError | None, hold: bool) -> None:
         result = self._results[list_id]
-        result.failed, result.ended = failed, time.monotonic()
-        if not hold:
+        result.error, result.ended = error, time.monotonic()
+        if error is not None:
+            self._failures[list_id] = error
+        elif not hold:
             del self._results[list_id]
+
+    def take_failure(self, list_id: int) -> ScsiError | None:
+        """Why a copy failed, told once. None for one that did not; `KeyError` if nothing is known
+        of it, or it still runs."""
+        if (error := self._failures.pop(list_id, None)) is not None:
+            return error
+        if self.running(list_id):
+            raise KeyError(list_id)
+        return self._results[list_id].error
+
+    def forget(self) -> None:
+        """Results of what is over."""
+        self._failures.clear()
+        self._results = {
+            list_id: result for list_id, result in self._results.items() if result.ended is None
+        }
 
     def take(self, list_id: int) -> CopyResult | None:
         """The state of a copy; what is over is told once, and not for long."""

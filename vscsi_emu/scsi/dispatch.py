@@ -1,6 +1,6 @@
 """From a command to its answer: table, unit attention, CDB check, reservations, handler.
 
-SAM-6 5, SPC-6 4.2 and 5.14.1.
+SAM-6; SPC-6, persistent reservations.
 """
 
 from __future__ import annotations
@@ -9,7 +9,8 @@ import logging
 from collections.abc import Awaitable, Coroutine, Iterator
 from contextlib import contextmanager
 
-from vscsi_emu.scsi.cdb import CommandType, Flag
+from vscsi_emu.scsi.bad_blocks import written_blocks
+from vscsi_emu.scsi.cdb import CommandType, Flag, Route
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.persistent import ReservationConflict
@@ -17,6 +18,7 @@ from vscsi_emu.scsi.request import Command, Reply, Request
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort, ScsiError, SenseKey
 from vscsi_emu.scsi.table import absent_table, well_known_table
 from vscsi_emu.scsi.target import Target
+from vscsi_emu.scsi.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 
@@ -39,18 +41,21 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
         cdb = found.parse(command.cdb)
         if nexus is not None:
             nexus.unit.reservations.check(nexus, found.allowed_for(cdb))
-            if (refusal := nexus.unit.refusal(found.flags)) is not None:
+            if (refusal := nexus.refusal(found.flags)) is not None:
                 raise refusal
             if found.handler is None:
                 nexus.unit.wake()
         if found.handler is None:
+            if nexus is not None and nexus.unit.bad_blocks and found.route is Route.WRITE:
+                return _execute_later(reply, nexus.unit, written_blocks(cdb, nexus.unit.blocks))
             reply.execute()
             return None
         request = Request(command, target, lun, cdb, reply)
         answer = found.handler(request)
         if not isinstance(answer, bytes):
             return _answer_later(request, answer)
-        reply.good(request.limit(answer))
+        if not reply.given:
+            reply.good(request.limit(answer))
     return None
 
 
@@ -59,6 +64,12 @@ async def _answer_later(request: Request, answer: Awaitable[bytes]) -> None:
         data = await answer
         if not request.reply.given:
             request.reply.good(request.limit(data))
+
+
+async def _execute_later(reply: Reply, unit: LogicalUnit, written: tuple[int, int]) -> None:
+    with _answering(reply):
+        await unit.bad_blocks.forget(*written)
+        reply.execute()
 
 
 def _find(cdb: bytes, lun: int | None, nexus: Nexus | None) -> CommandType:

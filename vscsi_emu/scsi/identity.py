@@ -11,7 +11,7 @@ REVISION_SIZE: Final = 4
 MAX_SERIAL: Final = 36
 
 _NAA_SIZES: Final = {0x2: 8, 0x3: 8, 0x5: 8, 0x6: 16}
-"""Bytes of each NAA format (SPC-6 7.7.6.6)."""
+"""Bytes of each NAA format (SPC-6)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""What a logical unit bounds: Block Limits VPD page and data plane alike (SBC-5 6.6.4)."""
+"""What a logical unit bounds: Block Limits VPD page and data plane alike (SBC-4 6.6.4)."""
 
 from __future__ import annotations
 

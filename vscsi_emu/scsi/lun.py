@@ -1,4 +1,4 @@
-"""Logical unit numbers on the wire: 8 bytes, single level (SAM-6 4.7)."""
+"""Logical unit numbers on the wire: 8 bytes, single level (SAM-6)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Final
 
 MAX_LUN: Final = 0x3FFF
 REPORT_LUNS_WLUN: Final = 0xC101
-"""The REPORT LUNS well known logical unit (SPC-6 8.2), as LUN numbers are passed around here."""
+"""The REPORT LUNS well known logical unit (SPC-6), as LUN numbers are passed around here."""
 
 _PERIPHERAL: Final = 0b00
 _FLAT: Final = 0b01

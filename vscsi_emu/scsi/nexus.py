@@ -1,4 +1,4 @@
-"""I_T_L nexus: what one initiator port's way to a logical unit remembers (SAM-6 5.14)."""
+"""I_T_L nexus: what one initiator port's way to a logical unit remembers (SAM-6)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
+from vscsi_emu.scsi.copy_operations import CopyOperations
 from vscsi_emu.scsi.copy_results import CopyResults
 from vscsi_emu.scsi.persistent import NexusId
+from vscsi_emu.scsi.port_groups import AccessState
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
 if TYPE_CHECKING:
+    from vscsi_emu.scsi.cdb import Flag
     from vscsi_emu.scsi.unit import LogicalUnit
 
 _RESETS: Final = (
@@ -20,7 +23,7 @@ _RESETS: Final = (
     Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED,
     Asc.I_T_NEXUS_LOSS_OCCURRED,
 )
-"""Unit attention precedence, highest first; all others come after these (SAM-6 5.14.2)."""
+"""Unit attention precedence, highest first; all others come after these (SAM-6)."""
 
 
 async def _no_commands() -> int:
@@ -31,21 +34,27 @@ class Nexus:
     """Unit attention conditions pending here, and the gate that they and reservations close.
 
     `on_attention` is called with each code as it is established. `abort()` ends the commands of
-    this nexus, and says how many there were once they are complete.
+    this nexus, and says how many there were once they are complete. `port_group`: the target port
+    group of its target port.
     """
 
-    def __init__(self, unit: LogicalUnit, name: NexusId) -> None:
+    def __init__(self, unit: LogicalUnit, name: NexusId, port_group: int) -> None:
         self.unit = unit
         self.id: Final = name
+        self.port_group: Final = port_group
         self.data_plane: Final = _dataplane.Nexus(unit.data_plane)
         self.on_attention: Callable[[Asc], None] | None = None
         self.abort: Callable[[], Awaitable[int]] = _no_commands
         self.copies: Final = CopyResults()
+        self.operations: Final = CopyOperations()
         self._pending: list[Asc] = []
+        self._information: dict[Asc, int] = {}
         self._deferred: ScsiError | None = None
+        self.echo: bytes | None = None
+        """The echo buffer, once it is written (SPC-4 6.49.9)."""
         self._observed = False
         self.prevents_removal = False
-        """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6 6.18)."""
+        """PREVENT of PREVENT ALLOW MEDIUM REMOVAL (SPC-6)."""
         self.establish(Asc.POWER_ON_OCCURRED)
 
     @property
@@ -53,11 +62,23 @@ class Nexus:
         """Unit attention conditions in the order in which they will be reported."""
         return tuple(self._pending)
 
-    def establish(self, code: Asc) -> None:
+    @property
+    def access_state(self) -> AccessState:
+        """Of the unit through this nexus's target port."""
+        return self.unit.port_groups.status(self.port_group).state
+
+    def refusal(self, flags: Flag) -> ScsiError | None:
+        """Why a command with these flags is not processed now."""
+        return self.access_state.refusal(flags) or self.unit.refusal(flags)
+
+    def establish(self, code: Asc, information: int | None = None) -> None:
         """Establishes a unit attention condition, once; no media command overtakes it.
 
         A reset takes the place of those of lower precedence, whose effects it includes.
+        `information`: of the sense data; the last one stands.
         """
+        if information is not None:
+            self._information[code] = information
         if code in _RESETS:
             reset = [pending for pending in self._pending if pending in _RESETS]
             best = min([code, *reset], key=_RESETS.index)
@@ -70,7 +91,8 @@ class Nexus:
             self.on_attention(code)
 
     def defer(self, error: ScsiError) -> None:
-        """The next command reports this error of one that has its status already (SPC-6 4.4.8)."""
+        """The next command reports this error of one that has its status already (SPC-6)."""
+        self.unit.errors.note(error)
         self._deferred = ScsiError(error.key, error.code, deferred=True)
         self.update_gate()
 
@@ -78,11 +100,18 @@ class Nexus:
         """The unit attention or deferred error to report now; it is pending no more."""
         error = None
         if self._pending:
-            error = ScsiError(SenseKey.UNIT_ATTENTION, self._pending.pop(0))
+            code = self._pending.pop(0)
+            information = self._information.pop(code, None)
+            error = ScsiError(SenseKey.UNIT_ATTENTION, code, information=information)
         elif self._deferred is not None:
             error, self._deferred = self._deferred, None
         self.update_gate()
         return error
+
+    def forget_copies(self) -> None:
+        """Reset or nexus loss: nobody can ask any more what became of copies that are over."""
+        self.copies.forget()
+        self.operations.forget()
 
     def clear(self, code: Asc) -> None:
         """Forgets a condition without reporting it."""
@@ -96,11 +125,14 @@ class Nexus:
         self.update_gate()
 
     def update_gate(self) -> None:
-        """Media commands come to Python while there is something to report, while not ready, and
-        those of the classes that a reservation excludes."""
-        if self._pending or self._deferred or self._observed or not self.unit.fast:
+        """Media commands come to Python while there is something to report, while the unit or the
+        way to it is not ready, and those of the classes that a reservation excludes."""
+        ready = self.unit.fast and self.access_state.active
+        if self._pending or self._deferred or self._observed or not ready:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)
+            if self.unit.bad_blocks:
+                closed |= _dataplane.CLASS_WRITE
         self.data_plane.close(closed)
         self.data_plane.open(_dataplane.CLASS_ALL & ~closed)

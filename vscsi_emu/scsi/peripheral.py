@@ -1,4 +1,4 @@
-"""Byte 0 of INQUIRY data: peripheral qualifier and device type (SPC-6 6.7.2)."""
+"""Byte 0 of INQUIRY data: peripheral qualifier and device type (SPC-6)."""
 
 from enum import IntEnum
 
@@ -6,5 +6,7 @@ from enum import IntEnum
 class Peripheral(IntEnum):
     DIRECT_ACCESS = 0x00
     WELL_KNOWN = 0x1E
+    UNAVAILABLE = 0x20
+    """001b: no device is accessible here now."""
     ABSENT = 0x7F
     """011b, 1Fh: no logical unit is here, nor could one be."""

@@ -1,4 +1,4 @@
-"""Persistent reservations as values: what a service action makes of them (SPC-6 5.14).
+"""Persistent reservations as values: what a service action makes of them (SPC-6).
 
 Nothing here knows a unit, a gate or a file: each function takes a `State` and returns the next one
 with whom to tell, or raises `ReservationConflict`.
@@ -46,12 +46,12 @@ class NexusId:
     @property
     def transport_id(self) -> bytes:
         """TransportID of the initiator port, 24 bytes, in the format whose name is an NAA name:
-        that of SAS (SPC-6 7.6.4.6)."""
+        that of SAS (SPC-6)."""
         return (bytes([_SAS_TRANSPORT_ID]) + bytes(3) + self.initiator).ljust(24, b"\0")
 
 
 class Kind(enum.IntEnum):
-    """TYPE of a persistent reservation (SPC-6 6.18.3)."""
+    """TYPE of a persistent reservation (SPC-6)."""
 
     WRITE_EXCLUSIVE = 0x1
     EXCLUSIVE_ACCESS = 0x3
@@ -135,7 +135,7 @@ Transition = Callable[[State, NexusId], Outcome]
 """A service action with its parameters, still to be given the state and the sender."""
 
 
-# ── REGISTER, REGISTER AND IGNORE EXISTING KEY (SPC-6 5.14.7) ──────────────────────────────────
+# ── REGISTER, REGISTER AND IGNORE EXISTING KEY (SPC-6) ─────────────────────────────────────────
 
 
 def register(
@@ -172,7 +172,7 @@ def _unregister(
     return after, _tell(after.registrations, Asc.RESERVATIONS_RELEASED, by)
 
 
-# ── RESERVE, RELEASE, CLEAR (SPC-6 5.14.9, 5.14.11) ────────────────────────────────────────────
+# ── RESERVE, RELEASE, CLEAR (SPC-6) ────────────────────────────────────────────────────────────
 
 
 def reserve(*, key: int, kind: Kind) -> Transition:
@@ -211,7 +211,7 @@ def clear(*, key: int) -> Transition:
     return transition
 
 
-# ── PREEMPT, PREEMPT AND ABORT (SPC-6 5.14.11.2) ───────────────────────────────────────────────
+# ── PREEMPT, PREEMPT AND ABORT (SPC-6) ─────────────────────────────────────────────────────────
 
 
 def preempt(*, key: int, victim_key: int, kind: Kind | None, abort: bool) -> Transition:

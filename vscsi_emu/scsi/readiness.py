@@ -1,4 +1,4 @@
-"""Whether a logical unit gets at its medium: power condition and loaded medium (SBC-5 4.20)."""
+"""Whether a logical unit gets at its medium: power condition and loaded medium (SBC-4 4.20)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vscsi_emu.scsi.sense import Asc
 
 
 class PowerCondition(enum.Enum):
-    """SPC-6 5.13.4; there are no timers, so only START STOP UNIT changes it."""
+    """SPC-6, power conditions; there are no timers, so only START STOP UNIT changes it."""
 
     ACTIVE = enum.auto()
     IDLE_A = enum.auto()
@@ -32,15 +32,38 @@ _LOW_POWER: Final = MappingProxyType(
 )
 
 
+_MAX_COUNT: Final = 0xFFFF_FFFF
+
+
 class Readiness:
     """State that a reset takes back to active, with the medium as it is."""
 
     def __init__(self) -> None:
         self.power = PowerCondition.ACTIVE
         self.loaded = True
+        self.starts = 0
+        """How often it was started after a stop."""
+        self.loads = 0
+        """How often a medium was loaded."""
 
     def reset(self) -> None:
-        self.power = PowerCondition.ACTIVE
+        self.enter(PowerCondition.ACTIVE)
+
+    def enter(self, condition: PowerCondition) -> None:
+        if self.power is PowerCondition.STOPPED and condition is not PowerCondition.STOPPED:
+            self.starts = min(self.starts + 1, _MAX_COUNT)
+        self.power = condition
+
+    def eject(self) -> None:
+        self.loaded = False
+
+    def load(self) -> bool:
+        """Whether there was no medium before."""
+        if self.loaded:
+            return False
+        self.loaded = True
+        self.loads = min(self.loads + 1, _MAX_COUNT)
+        return True
 
     @property
     def fast(self) -> bool:
@@ -58,7 +81,7 @@ class Readiness:
 
     @property
     def low_power(self) -> Asc | None:
-        """What REQUEST SENSE says of an idle or standby condition (SPC-6 5.13.4)."""
+        """What REQUEST SENSE says of an idle or standby condition (SPC-6, power conditions)."""
         return _LOW_POWER.get(self.power)
 
     def wake(self) -> bool:

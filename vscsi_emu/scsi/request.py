@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from vscsi_emu.scsi.cdb import Cdb
@@ -37,6 +38,8 @@ class Reply:
 
     def check_condition(self, error: ScsiError) -> None:
         """In the sense data format that the logical unit is set to."""
+        if self.nexus is not None and not error.deferred:
+            self.nexus.unit.errors.note(error)
         descriptor = self.nexus is not None and self.nexus.unit.descriptor_sense
         self.given = True
         self._command.finish(Status.CHECK_CONDITION, sense=error.sense(descriptor=descriptor))
@@ -91,7 +94,12 @@ class Request:
         return data
 
     def limit(self, data: bytes) -> bytes:
-        """Data-in cut to ALLOCATION LENGTH (SPC-6 4.2.5.6)."""
+        """Data-in cut to ALLOCATION LENGTH (SPC-6)."""
         if "allocation_length" not in self.cdb.command.fields:
             return data
         return data[: self.cdb["allocation_length"]]
+
+
+def began(request: Request, *, immed: bool) -> Callable[[], None]:
+    """What to call when an operation is under way: with IMMED, its status is GOOD then."""
+    return request.reply.good if immed else lambda: None

@@ -1,13 +1,12 @@
 """The reservations of one logical unit: who is kept out, now and after a restart.
 
-Both kinds are here, since each must refuse the other: RESERVE and RELEASE of SPC-2 (clause 5.5.1,
-with the exceptions that SPC-4 calls compatible reservation handling), and persistent reservations.
+Both kinds are here, since each must refuse the other: RESERVE and RELEASE of SPC-2 (with the
+exceptions that SPC-4 calls compatible reservation handling), and persistent reservations.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
 import weakref
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
@@ -24,15 +23,13 @@ from vscsi_emu.scsi.persistent import (
     State,
     Transition,
 )
-from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
-from vscsi_emu.scsi.store import SavedStateError
+from vscsi_emu.scsi.sense import Asc
+from vscsi_emu.scsi.store import SavedStateError, load, save
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.nexus import Nexus
     from vscsi_emu.scsi.store import StateStore
     from vscsi_emu.scsi.unit import LogicalUnit
-
-log = logging.getLogger(__name__)
 
 _SECTION: Final = "persistent-reservations"
 
@@ -51,7 +48,7 @@ class Reservations:
         self.state = State()
         self.reserved_by: Nexus | None = None
         """The holder of an SPC-2 reservation."""
-        saved = store.load(_SECTION) if store is not None else None
+        saved = load(store, _SECTION)
         if saved is not None:
             self.state = _from_json(saved)
 
@@ -83,7 +80,7 @@ class Reservations:
             case _:
                 return _dataplane.CLASS_ALL
 
-    # ── Persistent reservations (SPC-6 5.14) ───────────────────────────────────────────────────
+    # ── Persistent reservations (SPC-6) ────────────────────────────────────────────────────────
 
     async def apply(self, transition: Transition, by: Nexus) -> None:
         """One PERSISTENT RESERVE OUT after the other. When it returns, the new state is saved if
@@ -105,16 +102,11 @@ class Reservations:
             raise ReservationConflict
 
     async def _save(self, after: State) -> None:
-        """Before anybody sees it: what was acknowledged is never lost."""
-        if self._store is None or not (after.aptpl or self.state.aptpl):
+        if not (after.aptpl or self.state.aptpl):
             return
         if after.aptpl and _to_json(after) == _to_json(self.state):
             return
-        try:
-            await self._store.save(_SECTION, _to_json(after) if after.aptpl else None)
-        except OSError as error:
-            log.error("persistent reservations cannot be saved: %s", error)
-            raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
+        await save(self._store, _SECTION, _to_json(after) if after.aptpl else None)
 
     def _establish(self, outcome: Outcome) -> None:
         for name, code in outcome.attentions:
@@ -172,7 +164,7 @@ class Reservations:
 
 
 def _to_json(state: State) -> dict[str, Any]:
-    """All but PRGENERATION, which starts at 0 after each power on (SPC-6 6.17.2)."""
+    """All but PRGENERATION, which starts at 0 after each power on (SPC-6)."""
     held = state.reservation
     return {
         "registrations": [

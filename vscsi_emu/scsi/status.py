@@ -1,4 +1,4 @@
-"""SAM-6 5.3: the status codes that a command ends with."""
+"""SAM-6: the status codes that a command ends with."""
 
 from enum import IntEnum
 

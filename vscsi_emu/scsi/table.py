@@ -59,7 +59,7 @@ class CommandTable:
     @property
     def usage_maps(self) -> dict[int, bytes]:
         """What the data plane accepts in the CDBs that it executes, by operation code."""
-        return {c.opcode: c.accepted for c in self._commands.values() if c.route}
+        return {c.opcode: c.fast for c in self._commands.values() if c.route}
 
 
 def _service_action(cdb: bytes) -> int | None:
@@ -85,13 +85,13 @@ def route_table(features: Feature = Feature.NONE) -> bytes:
 
 @cache
 def well_known_table() -> CommandTable:
-    """What the REPORT LUNS well known logical unit supports (SPC-6 8.2)."""
+    """What the REPORT LUNS well known logical unit supports (SPC-6)."""
     return _flagged(Flag.WELL_KNOWN)
 
 
 @cache
 def absent_table() -> CommandTable:
-    """What is answered for a LUN that no logical unit has (SAM-6 4.7.4)."""
+    """What is answered for a LUN that no logical unit has (SAM-6)."""
     return _flagged(Flag.ANY_LUN)
 
 

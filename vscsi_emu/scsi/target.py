@@ -9,12 +9,14 @@ from vscsi_emu.scsi.identity import check_naa
 from vscsi_emu.scsi.lun import MAX_LUN
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.persistent import NexusId
+from vscsi_emu.scsi.port_groups import MAX_PORT_GROUP
 from vscsi_emu.scsi.sense import Asc, ScsiError
 from vscsi_emu.scsi.unit import LogicalUnit
 
 
 class Target:
-    """LUN → nexus. `naa` names the target port, `relative_port` numbers it (SPC-6 7.7.6).
+    """LUN → nexus. `naa` names the target port, `relative_port` numbers it (SPC-6), and
+    `port_group` is its target port group, each 1 to 65535.
 
     `initiator` is the NAA name of the initiator port, 8 bytes. Both names together are what
     persistent reservations are kept for.
@@ -27,12 +29,16 @@ class Target:
         naa: bytes | None = None,
         initiator: bytes = bytes(8),
         relative_port: int = 1,
+        port_group: int = 1,
     ) -> None:
         if naa is not None:
             check_naa(naa)
         if not 1 <= relative_port <= 0xFFFF:
             raise ValueError(f"relative target port {relative_port} is not within 1 to 65535")
+        if not 1 <= port_group <= MAX_PORT_GROUP:
+            raise ValueError(f"target port group {port_group} is not within 1 to {MAX_PORT_GROUP}")
         self.naa: Final = naa
+        self.port_group: Final = port_group
         self.relative_port: Final = relative_port
         self.name: Final = NexusId(initiator, naa or b"", relative_port)
         """Of the I_T nexus."""
@@ -66,9 +72,11 @@ class Target:
         self._inventory_changed()
 
     def nexus_loss(self) -> None:
-        """I_T nexus loss (SAM-6 6.3.4), once the commands of this nexus are aborted."""
+        """I_T nexus loss (SAM-6), once the commands of this nexus are aborted."""
         for nexus in self.nexuses.values():
             nexus.prevents_removal = False
+            nexus.echo = None
+            nexus.forget_copies()
             nexus.unit.reservations.lost(nexus)
             nexus.establish(Asc.I_T_NEXUS_LOSS_OCCURRED)
 
@@ -89,7 +97,7 @@ class Target:
         return error
 
     def inventory_reported(self) -> None:
-        """The initiator port knows the inventory: no unit need tell it any more (SPC-6 6.33)."""
+        """The initiator port knows the inventory: no unit need tell it any more (SPC-6)."""
         for nexus in self.nexuses.values():
             nexus.clear(Asc.REPORTED_LUNS_DATA_HAS_CHANGED)
 
@@ -102,5 +110,5 @@ class Target:
             raise ValueError(f"LUN {lun} is not within 0 to {MAX_LUN}")
         if lun in self.nexuses:
             raise ValueError(f"LUN {lun} is taken")
-        nexus = self.nexuses[lun] = unit.connect(self.name)
+        nexus = self.nexuses[lun] = unit.connect(self.name, self.port_group)
         return nexus

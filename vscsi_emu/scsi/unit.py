@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Final
 
 from vscsi_emu import _dataplane
+from vscsi_emu.scsi.bad_blocks import BadBlocks
 from vscsi_emu.scsi.cdb import Feature, Flag
+from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
+from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
 from vscsi_emu.scsi.persistent import NexusId
+from vscsi_emu.scsi.port_groups import PortGroups
+from vscsi_emu.scsi.priorities import Priorities
+from vscsi_emu.scsi.provisioning import Provisioning, ThinSpace, Watcher, no_watcher
 from vscsi_emu.scsi.readiness import PowerCondition, Readiness
 from vscsi_emu.scsi.reservations import Reservations
-from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
+from vscsi_emu.scsi.self_tests import SelfTests
+from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey, write_failed
 from vscsi_emu.scsi.store import StateStore
 from vscsi_emu.scsi.table import CommandTable, command_table
+from vscsi_emu.scsi.timestamp import Timestamp
+from vscsi_emu.scsi.tokens import Tokens
+
+log = logging.getLogger(__name__)
+
+_BUFFER_CAPACITY: Final = 64 << 10
+_FAILURE: Final = "medium-failure"
+"""Section of the store."""
 
 
 async def _nothing(*_: object) -> None:
     pass
 
 
-def _features(limits: Limits, *, thin: bool, removable: bool) -> Feature:
+def _features(limits: Limits, *, thin: bool, removable: bool, saved: bool) -> Feature:
     features = Feature.THIN if thin else Feature.NONE
+    if saved:
+        features |= Feature.SAVED_STATE
     if limits.max_compare_and_write_blocks:
         features |= Feature.COMPARE_AND_WRITE
     if limits.max_atomic_blocks:
@@ -48,11 +67,13 @@ class LogicalUnit:
 
     - `block_size`: bytes of a logical block; `physical_block_exponent`: a physical block has two
       to the power of it logical ones.
-    - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-5 6.6.3).
+    - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-4 6.6.2).
     - `discard`: thin provisioning is offered where the engine really frees space. `lbprz`: it
-      says that unmapped blocks read as zeros, which they do in any case (SBC-5 6.6.6).
+      says that unmapped blocks read as zeros, which they do in any case (SBC-4 6.6.7).
+    - `thin`: the space that bounds it, which `engine` takes its own from; `watcher` tells of it.
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
+    - `tokens`: of the copy manager that the unit belongs to; by default it has its own.
     - `store` keeps what must outlive the process; without it, nothing does.
     """
 
@@ -73,6 +94,9 @@ class LogicalUnit:
         flush: Callable[[], Awaitable[None]] = _nothing,
         quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
         store: StateStore | None = None,
+        tokens: Tokens | None = None,
+        thin: ThinSpace | None = None,
+        watcher: Watcher = no_watcher,
     ) -> None:
         if rotation_rate not in (0, 1) and not 0x401 <= rotation_rate <= 0xFFFE:
             raise ValueError(f"rotation rate {rotation_rate} is not 0, 1 or 1025 to 65534")
@@ -86,24 +110,47 @@ class LogicalUnit:
         self.lbprz: Final = lbprz
         self.limits: Final = limits or Limits.default(block_size)
         self.features: Final = _features(
-            self.limits, thin=discard and engine.can_discard, removable=removable
+            self.limits,
+            thin=discard and engine.can_discard,
+            removable=removable,
+            saved=store is not None,
         )
         self.commands: Final[CommandTable] = command_table(self.features)
-        self.mode_pages: Final = ModePages(direct_access_pages(write_cache=write_cache))
         self.readiness: Final = Readiness()
-        self.failure: Failure | None = None
+        self._store = store
+        saved = store.load(_FAILURE) if store is not None else None
+        self.failure: Failure | None = Failure.from_json(saved) if saved is not None else None
         self.paused = False
         self._overwriting: Overwriting | None = None
+        self._made = time.monotonic()
         self.nexuses: Final[list[Nexus]] = []
+        self.port_groups: Final = PortGroups(self)
         self.reservations: Final = Reservations(self, store)
+        self.identifying: Final = IdentifyingInformation(self, store)
+        self.errors: Final = ErrorLog(self)
+        self.self_tests: Final = SelfTests(self)
+        self.timestamp: Final = Timestamp()
+        self.buffer: Final = bytearray(_BUFFER_CAPACITY)
+        """Of READ BUFFER and WRITE BUFFER, for whatever initiators test with it."""
+        self.priorities: Final = Priorities()
         self._copies: set[asyncio.Future[None]] = set()
         """Copies from or to here that run now."""
+        self.tokens: Final = tokens or Tokens()
         self._flush = flush
         self._quiesce = quiesce
         self._blocks = engine.size // block_size
+        self.provisioning: Final = Provisioning(self, thin, watcher)
+        self.mode_pages: Final = ModePages(
+            direct_access_pages(
+                write_cache=write_cache, provisioning=self.provisioning.mode_page()
+            ),
+            store,
+        )
         self.data_plane: Final = _dataplane.Lu(
             engine, self._policy(), self.commands.routes, self.commands.usage_maps
         )
+        self.bad_blocks: Final = BadBlocks(self, store)
+        self.provisioning.update()
 
     # ── What the fast way needs ────────────────────────────────────────────────────────────────
 
@@ -156,6 +203,11 @@ class LogicalUnit:
         return Feature.REMOVABLE in self.features
 
     @property
+    def powered_on(self) -> float:
+        """Seconds."""
+        return time.monotonic() - self._made
+
+    @property
     def descriptor_sense(self) -> bool:
         return self.mode_pages.descriptor_sense
 
@@ -164,6 +216,8 @@ class LogicalUnit:
         """Why media commands are not processed now."""
         if self._overwriting is not None:
             return self._overwriting.error
+        if (testing := self.self_tests.in_foreground) is not None:
+            return testing
         if self.failure is not None:
             return self.failure.error
         reason = self.readiness.not_ready
@@ -184,15 +238,17 @@ class LogicalUnit:
         if self._overwriting is not None:
             processed = flags & (Flag.SKIPS_ATTENTION | Flag.DURING_OVERWRITE)
             return None if processed else self._overwriting.error
+        if (testing := self.self_tests.in_foreground) is not None:
+            return None if Flag.SKIPS_ATTENTION in flags else testing
         if Flag.NEEDS_MEDIUM in flags and not self.readiness.loaded:
             return ScsiError(SenseKey.NOT_READY, Asc.MEDIUM_NOT_PRESENT)
         return self.unready if Flag.NEEDS_READY in flags else None
 
     # ── Nexuses ────────────────────────────────────────────────────────────────────────────────
 
-    def connect(self, name: NexusId) -> Nexus:
+    def connect(self, name: NexusId, port_group: int) -> Nexus:
         """A new nexus, with POWER ON OCCURRED pending."""
-        nexus = Nexus(self, name)
+        nexus = Nexus(self, name, port_group)
         self.nexuses.append(nexus)
         return nexus
 
@@ -206,15 +262,24 @@ class LogicalUnit:
             if nexus is not but:
                 nexus.establish(code)
 
+    def establish_threshold(self, descriptor: int) -> None:
+        """The threshold at this byte of the Logical Block Provisioning mode page is passed."""
+        for nexus in self.nexuses:
+            nexus.establish(Asc.THIN_PROVISIONING_SOFT_THRESHOLD_REACHED, descriptor)
+
     # ── Changes of state ───────────────────────────────────────────────────────────────────────
 
     def reset(self) -> None:
-        """Logical unit reset (SAM-6 6.3.3), once its commands are aborted."""
+        """Logical unit reset (SAM-6), once its commands are aborted."""
+        self.self_tests.abort()
         self.mode_pages.reset()
         self.readiness.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
+            nexus.forget_copies()
         self.reservations.reset()
+        self.priorities.clear()
+        self.provisioning.update()
         self._publish()
         self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
@@ -225,6 +290,7 @@ class LogicalUnit:
             raise ValueError(f"{blocks} blocks: the storage holds 1 to {most}")
         if blocks != self._blocks:
             self._blocks = blocks
+            self.tokens.cancel(self)
             self._publish()
             self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
@@ -250,22 +316,33 @@ class LogicalUnit:
         if _must_settle(before, after):
             await self.settle()
 
-    def select_mode_pages(self, pages: list[bytes], *, by: Nexus) -> Awaitable[None] | None:
-        """Makes checked pages current, for all nexuses at once.
+    def select_mode_pages(
+        self, pages: list[bytes], *, by: Nexus, save: bool = False
+    ) -> Awaitable[None] | None:
+        """Makes checked pages current, for all nexuses at once; `save` saves all pages first.
 
         What is returned, if anything, must be awaited before the command ends: with WCE cleared
-        or SWP set, what is in the cache still has to reach the medium (SPC-6 7.5.10, SBC-5 6.5.6).
+        or SWP set, what is in the cache still has to reach the medium (SBC-4 6.5.6).
         """
+        return self._save_mode_pages(pages, by) if save else self._set_mode_pages(pages, by)
+
+    async def _save_mode_pages(self, pages: list[bytes], by: Nexus) -> None:
+        await self.mode_pages.save(pages)
+        if (waiting := self._set_mode_pages(pages, by)) is not None:
+            await waiting
+
+    def _set_mode_pages(self, pages: list[bytes], by: Nexus) -> Awaitable[None] | None:
         before = self.data_plane.policy
         if not self.mode_pages.update(pages):
             return None
         self._publish()
+        self.provisioning.update()
         self.establish(Asc.MODE_PARAMETERS_CHANGED, but=by)
         return self.settle() if _must_settle(before, self.data_plane.policy) else None
 
     def enter(self, condition: PowerCondition) -> None:
         """A power condition; while stopped, media commands end with NOT READY."""
-        self.readiness.power = condition
+        self.readiness.enter(condition)
         self._publish()
 
     def wake(self) -> None:
@@ -276,15 +353,15 @@ class LogicalUnit:
     def eject(self) -> None:
         """Media commands end with MEDIUM NOT PRESENT. `ScsiError` where removal is prevented."""
         self._check_removal()
-        self.readiness.loaded = False
+        self.tokens.cancel(self)
+        self.readiness.eject()
         self._publish()
 
     def load(self, *, by: Nexus) -> None:
         """The medium is back, and ready. `ScsiError` where its removal is prevented."""
         self._check_removal()
-        self.readiness.power = PowerCondition.ACTIVE
-        if not self.readiness.loaded:
-            self.readiness.loaded = True
+        self.readiness.enter(PowerCondition.ACTIVE)
+        if self.readiness.load():
             self.establish(Asc.MEDIUM_MAY_HAVE_CHANGED, but=by)
         self._publish()
 
@@ -296,8 +373,9 @@ class LogicalUnit:
         """Begins at once to refuse commands; what is returned does the rest, and must be awaited.
 
         `ScsiError` if it fails; media commands are then refused until it succeeds, or
-        `forget_failure`. Resets do not end it (SBC-5 4.11.2).
+        `forget_failure`. Resets do not end it (SBC-4 4.11).
         """
+        self.self_tests.abort()
         self._overwriting = overwriting
         self._publish()
         return self._overwrite(overwriting)
@@ -305,9 +383,12 @@ class LogicalUnit:
     async def _overwrite(self, overwriting: Overwriting) -> bytes:
         try:
             await self._quiesce(self.data_plane)
-            self.failure = overwriting.failure
+            await self.bad_blocks.forget(0, self._blocks)
+            # A process that ends before the medium is filled has failed to fill it.
+            await self._set_failure(overwriting.failure)
+            overwriting.began()
             await overwriting.run()
-            self.failure = None
+            await self._set_failure(None)
         except OSError as error:
             raise overwriting.failure.error from error
         finally:
@@ -320,10 +401,20 @@ class LogicalUnit:
         if self._overwriting is not None:
             self._overwriting.work.cancel()
 
-    def forget_failure(self) -> None:
+    async def forget_failure(self) -> None:
         """The medium may be used again, whatever it holds."""
-        self.failure = None
+        await self._set_failure(None)
         self._publish()
+
+    async def _set_failure(self, failure: Failure | None) -> None:
+        """Saved first. `ScsiError` HARDWARE ERROR where that fails: nothing has changed."""
+        if self._store is not None:
+            try:
+                await self._store.save(_FAILURE, failure and failure.to_json())
+            except OSError as error:
+                log.error("%s: its state cannot be saved: %s", self.identity.serial, error)
+                raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
+        self.failure = failure
 
     async def settle(self) -> None:
         """Waits for running commands, then makes what they wrote durable."""
@@ -336,32 +427,26 @@ class LogicalUnit:
         if self._copies:
             await asyncio.wait(self._copies)
 
-    async def copy_from(
-        self, source: LogicalUnit, source_offset: int, offset: int, length: int
-    ) -> None:
-        """Copies bytes of `source` to here; durable as a write is. `ScsiError` MEDIUM ERROR."""
-        work = asyncio.ensure_future(
-            asyncio.to_thread(
-                self.data_plane.engine.copy,
-                source.data_plane.engine,
-                source_offset,
-                offset,
-                length,
-                not self.mode_pages.write_cache,
-            )
-        )
-        for unit in {self, source}:
-            unit._copies.add(work)
-            work.add_done_callback(unit._copies.discard)
+    async def copy(self, work: _dataplane.Copy, source: LogicalUnit | None = None) -> None:
+        """Runs a copy to here, from `source` or zeros. `ScsiError`; `SourceChangedError`."""
+        for _, offset, length in work.runs:
+            await self.bad_blocks.forget(offset // self.block_size, length // self.block_size)
+        running = asyncio.ensure_future(asyncio.to_thread(work.run))
+        for unit in {self, source or self}:
+            unit._copies.add(running)
+            running.add_done_callback(unit._copies.discard)
         try:
             # A thread cannot be cancelled: whoever quiesces still waits for it.
-            await asyncio.shield(work)
+            await asyncio.shield(running)
+        except asyncio.CancelledError:
+            work.cancel()
+            raise
         except OSError as error:
-            raise ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR) from error
+            raise write_failed(error) from error
 
     async def flush(self) -> None:
-        """Makes what was written durable; `ScsiError` MEDIUM ERROR where that fails."""
+        """Makes what was written durable; `ScsiError` where that fails."""
         try:
             await self._flush()
         except OSError as error:
-            raise ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR) from error
+            raise write_failed(error) from error

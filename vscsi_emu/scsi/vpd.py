@@ -1,4 +1,4 @@
-"""Vital product data pages (SPC-6 7.7, SBC-5 6.6)."""
+"""Vital product data pages (SPC-6, SBC-4 6.6)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Final
 
-from vscsi_emu.scsi import copy
+from vscsi_emu.scsi import copy, token_lists, tokens
 from vscsi_emu.scsi.mode_pages import ALL_PAGES, ALL_SUBPAGES
 from vscsi_emu.scsi.peripheral import Peripheral
 from vscsi_emu.scsi.target import Target
@@ -56,7 +56,9 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
     pages: dict[int, Callable[[], bytes]] = {
         UNIT_SERIAL_NUMBER: lambda: unit.identity.serial_field,
         # The unit first: initiators of EXTENDED COPY take the first NAA name for the unit's.
-        DEVICE_IDENTIFICATION: lambda: b"".join(unit_designators(unit)) + _port_designators(target),
+        DEVICE_IDENTIFICATION: lambda: (
+            b"".join(unit_designators(unit)) + _port_designators(target) + _port_group(target)
+        ),
         EXTENDED_INQUIRY: lambda: _EXTENDED_INQUIRY_BODY,
         MODE_PAGE_POLICY: lambda: _MODE_PAGE_POLICY_BODY,
         POWER_CONDITION: lambda: _POWER_CONDITION_BODY,
@@ -69,11 +71,11 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
     return MappingProxyType(pages)
 
 
-# ── Device identification (SPC-6 7.7.6) ────────────────────────────────────────────────────────
+# ── Device identification (SPC-6) ──────────────────────────────────────────────────────────────
 
 _BINARY, _ASCII, _UTF8 = 1, 2, 3
 _UNIT, _PORT = 0x00, 0x10
-_T10_VENDOR, _NAA, _RELATIVE_PORT, _SCSI_NAME = 1, 3, 4, 8
+_T10_VENDOR, _NAA, _RELATIVE_PORT, _PORT_GROUP, _SCSI_NAME = 1, 3, 4, 5, 8
 
 
 def _designator(code_set: int, association: int, kind: int, value: bytes) -> bytes:
@@ -81,7 +83,7 @@ def _designator(code_set: int, association: int, kind: int, value: bytes) -> byt
 
 
 def _scsi_name(naa: bytes) -> bytes:
-    """SCSI name string: NUL-terminated, padded to a multiple of 4 (SPC-6 7.7.6.11)."""
+    """SCSI name string: NUL-terminated, padded to a multiple of 4 (SPC-6)."""
     name = b"naa." + naa.hex().upper().encode()
     return name + bytes(4 - len(name) % 4)
 
@@ -109,7 +111,12 @@ def _port_designators(target: Target) -> bytes:
     return b"".join(designators)
 
 
-# ── Extended INQUIRY data (SPC-6 7.7.7), mode page policy (7.7.9) ──────────────────────────────
+def _port_group(target: Target) -> bytes:
+    """Target port group (SPC-4 7.8.6.8), which a port is in with respect to a logical unit."""
+    return _designator(_BINARY, _PORT, _PORT_GROUP, struct.pack(">2xH", target.port_group))
+
+
+# ── Extended INQUIRY data, mode page policy (SPC-6) ────────────────────────────────────────────
 
 _SIMPSUP: Final = 0x01
 _V_SUP: Final = 0x01
@@ -121,21 +128,26 @@ _EXTENDED_INQUIRY_BODY: Final = bytes([0, _SIMPSUP, _V_SUP, _LUICLR]).ljust(0x3C
 _SHARED: Final = 0
 _MODE_PAGE_POLICY_BODY: Final = bytes([ALL_PAGES, ALL_SUBPAGES, _SHARED, 0])
 
-# ── Power condition (SPC-6 7.7.13) ─────────────────────────────────────────────────────────────
+# ── Power condition (SPC-6) ────────────────────────────────────────────────────────────────────
 
 _STANDBY_Y_AND_Z: Final = 0x03
 _IDLE_A_TO_C: Final = 0x07
 # Waking takes no time, stopping neither.
 _POWER_CONDITION_BODY: Final = bytes([_STANDBY_Y_AND_Z, _IDLE_A_TO_C]).ljust(0x0E, b"\0")
 
-# ── Third-party copy (SPC-6 7.7.18) ────────────────────────────────────────────────────────────
+# ── Third-party copy (SPC-6) ───────────────────────────────────────────────────────────────────
 
+_TOKEN_LIMITS: Final = 0x0000
 _SUPPORTED_COMMANDS: Final = 0x0001
 _PARAMETER_DATA: Final = 0x0004
 _SUPPORTED_DESCRIPTORS: Final = 0x0008
 _SUPPORTED_CSCD_IDS: Final = 0x000C
+_TOKEN_FEATURES: Final = 0x0106
+_SUPPORTED_ROD_TYPES: Final = 0x0108
 _GENERAL_COPY_OPERATIONS: Final = 0x8001
 _COPY_OPCODES: Final = (0x83, 0x84)
+_TOKEN_IN: Final = 0x02
+_TOKEN_OUT: Final = 0x01
 
 
 def _third_party_copy(unit: LogicalUnit) -> bytes:
@@ -146,6 +158,17 @@ def _third_party_copy(unit: LogicalUnit) -> bytes:
     types = copy.DESCRIPTOR_TYPES
     return b"".join(
         (
+            _copy_descriptor(
+                _TOKEN_LIMITS,
+                struct.pack(
+                    ">6xHIIQQ",
+                    token_lists.MAX_RANGES,
+                    tokens.MAX_TIMEOUT,
+                    tokens.DEFAULT_TIMEOUT,
+                    token_lists.MAX_TRANSFER_BYTES // unit.block_size,
+                    token_lists.OPTIMAL_TRANSFER_BYTES // unit.block_size,
+                ),
+            ),
             _copy_descriptor(_SUPPORTED_COMMANDS, bytes([len(commands)]) + commands),
             _copy_descriptor(
                 _PARAMETER_DATA,
@@ -159,6 +182,17 @@ def _third_party_copy(unit: LogicalUnit) -> bytes:
             ),
             _copy_descriptor(_SUPPORTED_DESCRIPTORS, bytes([len(types)]) + types),
             _copy_descriptor(_SUPPORTED_CSCD_IDS, struct.pack(">HH", 2, copy.THIS_UNIT)),
+            _copy_descriptor(
+                _TOKEN_FEATURES,
+                # No remote tokens; a token lives as long as it is used.
+                struct.pack(">12xIII18xH", 0, 0, tokens.MAX_TIMEOUT, 0),
+            ),
+            _copy_descriptor(
+                _SUPPORTED_ROD_TYPES,
+                struct.pack(">2xH", 2 * 64)
+                + struct.pack(">IB59x", tokens.CHANGE_VULNERABLE, _TOKEN_IN | _TOKEN_OUT)
+                + struct.pack(">IB59x", tokens.ZERO, _TOKEN_IN),
+            ),
             _copy_descriptor(
                 _GENERAL_COPY_OPERATIONS,
                 struct.pack(
@@ -180,11 +214,11 @@ def _copy_descriptor(kind: int, body: bytes) -> bytes:
     return struct.pack(">HH", kind, len(body)) + body
 
 
-# ── Block device pages (SBC-5 6.6) ─────────────────────────────────────────────────────────────
+# ── Block device pages (SBC-4 6.6) ─────────────────────────────────────────────────────────────
 
 _UGAVALID: Final = 1 << 31
 _BLOCK_LIMITS_LAYOUT: Final = struct.Struct(">BBHIIIIIIIQIII8x")
-_BLOCK_CHARACTERISTICS_LAYOUT: Final = struct.Struct(">HxB56x")
+_BLOCK_CHARACTERISTICS_LAYOUT: Final = struct.Struct(">HxBB55x")
 
 
 def _block_limits(unit: LogicalUnit) -> bytes:
@@ -211,17 +245,31 @@ def _block_limits(unit: LogicalUnit) -> bytes:
 # After SANITIZE erased the medium, reads complete without error.
 _WABEREQ: Final = 1 << 6
 _WACEREQ: Final = 1 << 4
+_BOCS: Final = 1 << 2
+# FUA and SYNCHRONIZE CACHE mean the medium, as they have since SBC-3.
+_FUAB: Final = 1 << 1
+# VERIFY compares unmapped blocks like all others.
+_VBULS: Final = 1 << 0
 
 
 def _block_characteristics(unit: LogicalUnit) -> bytes:
-    return _BLOCK_CHARACTERISTICS_LAYOUT.pack(unit.rotation_rate, _WABEREQ | _WACEREQ)
+    return _BLOCK_CHARACTERISTICS_LAYOUT.pack(
+        unit.rotation_rate, _WABEREQ | _WACEREQ, _BOCS | _FUAB | _VBULS
+    )
 
 
 _LBPU_LBPWS_LBPWS10: Final = 0xE0
 _LBPRZ_ZEROS: Final = 1 << 2
+_DP: Final = 1
 _THIN: Final = 2
 
 
 def _provisioning(unit: LogicalUnit) -> bytes:
+    """Nothing is anchored: ANC_SUP is 0."""
+    thin = unit.provisioning.thin
     lbprz = _LBPRZ_ZEROS if unit.lbprz else 0
-    return bytes([0, _LBPU_LBPWS_LBPWS10 | lbprz, _THIN, 0])
+    if thin is None:
+        return bytes([0, _LBPU_LBPWS_LBPWS10 | lbprz, _THIN, 0])
+    group = b"" if thin.pool is None else _designator(_BINARY, _UNIT, _NAA, thin.pool)
+    flags = _LBPU_LBPWS_LBPWS10 | lbprz | (_DP if group else 0)
+    return bytes([unit.provisioning.exponent, flags, _THIN, 0]) + group

@@ -58,6 +58,19 @@ def cloud_kernel() -> Path:
     return _unpacked("linux-image-cloud-amd64", _meaning)
 
 
+def generic_kernel() -> Path:
+    """As `cloud_kernel`, the kernel for any machine: it has all drivers."""
+    return _unpacked("linux-image-amd64", _meaning)
+
+
+def multipath_tools() -> Path:
+    """Directory holding dm-multipath's tools, udev, and the libraries that this machine lacks.
+
+    Installed, both would look after this machine's disks.
+    """
+    return _unpacked("multipath-tools", _with_udev)
+
+
 def _unpacked(package: str, wanted: Callable[[str], list[str]]) -> Path:
     root = cache_directory() / "debian" / package
     with locked(root.with_name(f"{package}.lock")):
@@ -68,6 +81,11 @@ def _unpacked(package: str, wanted: Callable[[str], list[str]]) -> Path:
 
 def _with_missing_dependencies(package: str) -> list[str]:
     return [package, *sorted(_dependencies(package) - _installed() - {package})]
+
+
+def _with_udev(package: str) -> list[str]:
+    missing = _dependencies(package) - _installed()
+    return [package, "udev", *sorted(name for name in missing if name.startswith("lib"))]
 
 
 def _meaning(meta: str) -> list[str]:

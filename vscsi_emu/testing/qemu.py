@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
-from .debian import cache_directory, cloud_kernel, locked, qemu
+from .debian import cache_directory, cloud_kernel, generic_kernel, locked, qemu
 from .errors import GuestUnavailable
 from .guest import SETTLE, Launch, LinuxGuest
 from .initramfs import Archive, find_program
@@ -33,7 +33,7 @@ PROGRAMS = (
     "sg_reset",
     "sg_vpd",
 )
-INSTALL = "apt-get install busybox-static e2fsprogs fio lsscsi sg3-utils util-linux"
+INSTALL = "apt-get install busybox-static dmsetup e2fsprogs fio lsscsi sg3-utils util-linux"
 
 # Output and exit code leave through serial ports: closing one waits until it is empty, while a
 # virtio port may still hold data when the machine powers off.
@@ -61,7 +61,9 @@ class QemuGuest(LinuxGuest):
 
     `sockets` are the vhost-user sockets of the HBAs; `properties` go to each of their devices
     (``num_queues=4``, as ``vscsi-emu serve`` prints them). `arguments` are further ones of QEMU's,
-    `programs` further ones of this machine that scripts may run.
+    `programs` further ones of this machine that scripts may run, `modules` further ones of the
+    kernel's. With `all_drivers` that is Debian's for any machine, of which the one for virtual
+    machines is a small part.
     """
 
     name = "qemu"
@@ -73,12 +75,16 @@ class QemuGuest(LinuxGuest):
         properties: str = "",
         arguments: Sequence[str] = (),
         programs: Sequence[str] = (),
+        modules: Sequence[str] = (),
+        all_drivers: bool = False,
         memory_mib: int = 512,
     ) -> None:
         self._sockets = [Path(socket).absolute() for socket in sockets]
         self._properties = f",{properties}" if properties else ""
         self._arguments = list(arguments)
         self._programs = (*PROGRAMS, *programs)
+        self._modules = (*MODULES, *modules)
+        self._kernel = generic_kernel if all_drivers else cloud_kernel
         self._memory_mib = memory_mib
 
     def require(self) -> None:
@@ -86,11 +92,11 @@ class QemuGuest(LinuxGuest):
             raise GuestUnavailable(f"the QEMU guest is an x86-64 PC, this is {platform.machine()}")
         for name in self._programs:
             _program(name)
-        cloud_kernel()
+        self._kernel()
         emulator()
 
     def _prepare(self, directory: Path, script: str, output: int) -> Launch:
-        kernel = cloud_kernel()
+        kernel = self._kernel()
         (directory / "script").write_text(script)
         program, environment, firmware = emulator()
         memory = f"memory-backend-memfd,id=ram,size={self._memory_mib}M,share=on"
@@ -102,7 +108,7 @@ class QemuGuest(LinuxGuest):
                 *("-machine", "q35,memory-backend=ram", "-accel", "tcg", "-cpu", "max"),
                 *("-m", f"{self._memory_mib}M", "-object", memory),
                 *("-kernel", str(next(kernel.glob("boot/vmlinuz-*")))),
-                *("-initrd", str(_initramfs(kernel, self._programs))),
+                *("-initrd", str(_initramfs(kernel, self._programs, self._modules))),
                 *("-append", "console=ttyS0 loglevel=7 panic=-1 no_timer_check"),
                 *("-fw_cfg", f"name={SCRIPT},file=script"),
                 *("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console"),
@@ -136,18 +142,18 @@ def emulator() -> tuple[Path, dict[str, str], list[str]]:
     return root / "usr/bin/qemu-system-x86_64", {"LD_LIBRARY_PATH": libraries}, firmware
 
 
-def _initramfs(kernel: Path, names: Sequence[str]) -> Path:
-    """What all guests share, made once for a kernel and a set of programs."""
+def _initramfs(kernel: Path, names: Sequence[str], modules: Sequence[str]) -> Path:
+    """What all guests share, made once for a kernel, its modules and a set of programs."""
     directory = module_directory(kernel / "lib/modules")
     programs = [_program(name) for name in names]
-    made_of: list[object] = [directory.name, MODULES, _INIT, SETTLE, names]
+    made_of: list[object] = [directory.name, modules, _INIT, SETTLE, names]
     made_of += [(program, program.stat().st_mtime_ns) for program in programs]
     digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
     path = cache_directory() / f"initramfs-{digest}.cpio"
     with locked(path.with_suffix(".lock")):
         if not path.exists():
             scratch = path.with_suffix(".new")
-            scratch.write_bytes(_build(directory, programs))
+            scratch.write_bytes(_build(directory, programs, modules))
             scratch.rename(path)
     return path
 
@@ -158,7 +164,7 @@ def _program(name: str) -> Path:
     raise GuestUnavailable(f"{name}, which the QEMU guest needs, is not installed: {INSTALL}")
 
 
-def _build(directory: Path, programs: Sequence[Path]) -> bytes:
+def _build(directory: Path, programs: Sequence[Path], modules: Sequence[str]) -> bytes:
     archive = Archive()
     for place in ("dev", "proc", "sys", "tmp", "sbin"):
         archive.add(place, b"", 0o040755)
@@ -166,7 +172,7 @@ def _build(directory: Path, programs: Sequence[Path]) -> bytes:
         archive.add_program(program)
     archive.link("/bin/busybox", "/usr/bin/busybox")
     load = []
-    for path in load_order(directory, MODULES):
+    for path in load_order(directory, modules):
         archive.copy(path, f"/modules/{path.name}")
         option = " scan=sync" if path.stem == "scsi_mod" else ""
         load.append(f"insmod /modules/{path.name}{option}")

@@ -24,11 +24,11 @@ DEFAULT_CDB_SIZE: Final = 32
 MIN_CDB_SIZE: Final = 16
 """A smaller field could not hold the 16-byte CDBs that large disks need."""
 MAX_CDB_SIZE: Final = 260
-"""The longest CDB there is: a variable-length one with 252 additional bytes (SPC-6 4.2.3)."""
+"""The longest CDB there is: a variable-length one with 252 additional bytes (SPC-6)."""
 MIN_SENSE_SIZE: Final = 18
-"""Fixed format sense data whole (SPC-6 4.4.3); a smaller field could hide the ASC."""
+"""Fixed format sense data whole (SPC-6); a smaller field could hide the ASC."""
 MAX_SENSE_SIZE: Final = 252
-"""The most sense data there is (SPC-6 4.4.1)."""
+"""The most sense data there is (SPC-6)."""
 
 _SENSE_SIZE_OFFSET: Final = 20
 _CDB_SIZE_OFFSET: Final = 24

@@ -117,7 +117,7 @@ def encode_lun(target: int, lun: int) -> bytes:
 def decode_lun(field: bytes) -> tuple[int, int] | None:
     """(target, LUN) of a lun field; None for one that names no LU here, a well-known one included.
 
-    The LUN may come in peripheral (00b, bus 0) or flat space (01b) addressing, as SAM-6 4.7.7
+    The LUN may come in peripheral (00b, bus 0) or flat space (01b) addressing, as SAM-6
     lets an initiator send either.
     """
     first, target, level, rest = struct.unpack(">BBHI", field)

@@ -324,6 +324,10 @@ impl Engine for FileEngine {
         extent(&self.fd, offset, self.size())
     }
 
+    fn allocated(&self) -> Option<u64> {
+        probe::allocated(&self.fd).ok().flatten()
+    }
+
     /// Reads of cached pages, and transfers on tmpfs. All else may wait for a disk or a lock.
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {
         let flags = match io.kind {

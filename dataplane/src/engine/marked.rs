@@ -1,5 +1,5 @@
 //! Blocks that a guest has marked bad: they read as errors until they are written again (pseudo
-//! unrecovered errors, SBC-5 4.18.2). Wraps the engine that holds the bytes.
+//! unrecovered errors, SBC-4 4.18.2). Wraps the engine that holds the bytes.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -116,6 +116,14 @@ impl Engine for MarkedEngine {
 
     fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {
         self.inner.extent(offset)
+    }
+
+    fn allocated(&self) -> Option<u64> {
+        self.inner.allocated()
+    }
+
+    fn counts_space(&self) -> bool {
+        self.inner.counts_space()
     }
 
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {

@@ -98,9 +98,9 @@ impl MemoryEngine {
         })
     }
 
-    /// Bytes of memory taken.
+    /// Bytes of memory taken, for reading too.
     #[cfg(test)]
-    pub(super) fn allocated(&self) -> u64 {
+    pub(super) fn resident(&self) -> u64 {
         use std::os::unix::fs::MetadataExt;
         self.file.metadata().unwrap().blocks() * 512
     }
@@ -158,6 +158,10 @@ impl Engine for MemoryEngine {
         Ok(disk.written.extent(offset, disk.size as u64))
     }
 
+    fn allocated(&self) -> Option<u64> {
+        Some(self.disk.load().written.bytes())
+    }
+
     fn try_now(&self, io: &Io, iov: &[iovec]) -> Option<io::Result<u64>> {
         let frees = matches!(io.kind, IoKind::Discard | IoKind::Zero);
         (!frees || io.len <= DISCARD_NOW).then(|| self.run(io, iov))
@@ -181,8 +185,10 @@ impl Engine for MemoryEngine {
             // Partial pages at the ends are zeroed by the kernel.
             IoKind::Discard | IoKind::Zero => {
                 disk.written.clear(io.offset, io.len);
-                punch_hole(&self.file, io.offset, io.len)
-                    .inspect_err(|_| disk.written.set(io.offset, io.len))?;
+                if let Err(error) = punch_hole(&self.file, io.offset, io.len) {
+                    disk.written.set(io.offset, io.len);
+                    return Err(error);
+                }
             }
         }
         Ok(io.len)

@@ -5,7 +5,6 @@
 //! a guest that changes them meanwhile, so engines only copy them with raw pointers.
 
 mod aligned;
-mod copy;
 pub mod file;
 pub mod marked;
 pub mod memory;
@@ -13,18 +12,21 @@ pub mod null;
 mod pages;
 mod probe;
 pub mod python;
+pub mod space;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
+pub mod thin;
+pub mod watched;
 
 use std::io;
+use std::sync::Arc;
 
 use libc::iovec;
 
 pub use crate::iov::{total, trim, Cursor};
 pub use aligned::AlignedBuffer;
-pub use copy::copy;
 
 /// Upper bound of one transfer through private memory, and so of memory held for one command.
 pub const CHUNK: usize = 1 << 20;
@@ -56,6 +58,12 @@ pub struct Io {
 }
 
 impl Io {
+    /// Whether blocks may read differently afterwards.
+    pub fn changes(&self) -> bool {
+        use IoKind::{Discard, Mark, Write, Zero};
+        matches!(self.kind, Write | Discard | Zero | Mark)
+    }
+
     /// Whether the buffers take part.
     pub fn moves_data(&self) -> bool {
         matches!(self.kind, IoKind::Read | IoKind::Write)
@@ -107,6 +115,21 @@ pub trait Engine: Send + Sync {
     /// All are, where nobody can say.
     fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {
         Ok((true, self.size().saturating_sub(offset)))
+    }
+
+    /// Bytes of space taken, where that can be told.
+    fn allocated(&self) -> Option<u64> {
+        None
+    }
+
+    /// Whether it must have the logical unit to itself while it frees space, to count it exactly.
+    fn counts_space(&self) -> bool {
+        false
+    }
+
+    /// From now on `watch` learns of changes. False: nobody here can tell.
+    fn watch(&self, _watch: &Arc<watched::Watch>) -> bool {
+        false
     }
 
     /// Does it now if that needs no waiting. `None`: use [`Engine::sqe`] or [`Engine::run`].

@@ -73,11 +73,7 @@ pub fn medium(fd: &impl AsFd) -> io::Result<Medium> {
     // `_IOR(0x12, 114, size_t)`, include/uapi/linux/fs.h.
     const BLKGETSIZE64: libc::Ioctl = libc::_IOR::<usize>(0x12, 114);
     let raw = fd.as_fd().as_raw_fd();
-    let mut stat = MaybeUninit::<libc::stat64>::uninit();
-    // SAFETY: `stat` has room for the answer.
-    check(unsafe { libc::fstat64(raw, stat.as_mut_ptr()) }.into())?;
-    // SAFETY: filled in on success.
-    let stat = unsafe { stat.assume_init() };
+    let stat = status(fd)?;
     let (block_device, size) = match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => (None, stat.st_size as u64),
         libc::S_IFBLK => {
@@ -98,6 +94,21 @@ pub fn medium(fd: &impl AsFd) -> io::Result<Medium> {
         inode: (stat.st_dev, stat.st_ino),
         size,
     })
+}
+
+fn status(fd: &impl AsFd) -> io::Result<libc::stat64> {
+    let mut stat = MaybeUninit::<libc::stat64>::uninit();
+    // SAFETY: `stat` has room for the answer.
+    check(unsafe { libc::fstat64(fd.as_fd().as_raw_fd(), stat.as_mut_ptr()) }.into())?;
+    // SAFETY: filled in on success.
+    Ok(unsafe { stat.assume_init() })
+}
+
+/// Bytes that a regular file takes from its file system; a device takes none.
+pub fn allocated(fd: &impl AsFd) -> io::Result<Option<u64>> {
+    let stat = status(fd)?;
+    let regular = stat.st_mode & libc::S_IFMT == libc::S_IFREG;
+    Ok(regular.then_some(stat.st_blocks as u64 * 512))
 }
 
 /// Whether the file's data is memory, so that no transfer waits for a disk (but for swap).

@@ -175,14 +175,13 @@ mod tests {
         }
     }
 
+    type Calls = Vec<(IoKind, u64, u64)>;
+
     /// Answers calls with `serve` on a thread of its own until the engine is dropped.
     fn served(
         discard: bool,
         serve: impl Fn(Transfer) + Send + 'static,
-    ) -> (
-        PythonEngine,
-        std::thread::JoinHandle<Vec<(IoKind, u64, u64)>>,
-    ) {
+    ) -> (PythonEngine, std::thread::JoinHandle<Calls>) {
         let inbox = Arc::new(Inbox::new().unwrap());
         let engine = PythonEngine::new(inbox.clone(), 7, SIZE, discard);
         let server = std::thread::spawn(move || {

@@ -124,14 +124,14 @@ fn the_probe_leaves_data_alone() {
 fn memory_discard_gives_memory_back() {
     let engine = MemoryEngine::new(64 * MIB).unwrap();
     write(&engine, 0, &vec![1; 8 * MIB as usize]);
-    assert!(engine.allocated() >= 8 * MIB);
+    assert!(engine.resident() >= 8 * MIB);
     let range = io(IoKind::Discard, 0, 8 * MIB);
     assert!(
         engine.try_now(&range, &[]).is_none(),
         "too long to do at once"
     );
     engine.run(&range, &[]).unwrap();
-    assert_eq!(engine.allocated(), 0);
+    assert_eq!(engine.resident(), 0);
     assert_eq!(read(&engine, 4 * MIB, 4096), vec![0; 4096]);
 }
 
@@ -140,7 +140,7 @@ fn memory_is_sparse() {
     let engine = MemoryEngine::new(1 << 40).unwrap();
     write(&engine, (1 << 40) - 512, &[7; 512]);
     assert_eq!(read(&engine, (1 << 40) - 512, 512), [7; 512]);
-    assert!(engine.allocated() <= 4096);
+    assert!(engine.resident() <= 4096);
     assert!(MemoryEngine::new(0).is_err());
     assert!(MemoryEngine::new(u64::MAX).is_err());
 }

@@ -9,6 +9,10 @@ use pyo3::types::PyDict;
 
 use super::by_identity;
 use super::inbox::Inbox;
+use super::space::Space;
+use crate::engine::marked::MarkedEngine;
+use crate::engine::watched::WatchedEngine;
+use crate::errors::ErrorCounts;
 use crate::turn::Turns;
 use crate::{engine, gate, lu, policy};
 
@@ -73,18 +77,14 @@ impl Engine {
         self.0.can_discard()
     }
 
-    fn copy(
-        &self,
-        py: Python<'_>,
-        source: &Engine,
-        source_offset: u64,
-        offset: u64,
-        length: u64,
-        durable: bool,
-    ) -> PyResult<()> {
-        let (from, to) = (source.0.clone(), self.0.clone());
-        py.detach(|| engine::copy(&from, source_offset, &to, offset, length, durable))?;
-        Ok(())
+    #[getter]
+    fn allocated(&self) -> Option<u64> {
+        self.0.allocated()
+    }
+
+    fn thin(&self, space: &Space) -> PyResult<Self> {
+        let engine = engine::thin::ThinEngine::new(self.0.clone(), space.0.clone())?;
+        Ok(Self(Arc::new(engine)))
     }
 }
 
@@ -292,10 +292,13 @@ impl Lu {
             .ok_or_else(|| PyValueError::new_err("routes holds a value that is no ROUTE_*"))?;
         let policy = ArcSwap::from_pointee(policy.0.clone());
         Ok(Self(Arc::new(lu::Lu {
-            engine: Arc::new(engine::marked::MarkedEngine::new(engine.0.clone())),
+            engine: Arc::new(WatchedEngine::new(Arc::new(MarkedEngine::new(
+                engine.0.clone(),
+            )))),
             policy,
             routes,
             turns: Turns::default(),
+            errors: ErrorCounts::default(),
         })))
     }
 
@@ -309,9 +312,25 @@ impl Lu {
         self.0.policy.store(Arc::new(policy.0.clone()));
     }
 
+    fn mark_bad(&self, offset: u64, length: u64) -> PyResult<()> {
+        let mark = engine::Io {
+            kind: engine::IoKind::Mark,
+            offset,
+            len: length,
+            durable: false,
+        };
+        self.0.engine.run(&mark, &[])?;
+        Ok(())
+    }
+
     #[getter]
     fn engine(&self) -> Engine {
         Engine(self.0.engine.clone())
+    }
+
+    #[getter]
+    fn errors(&self) -> (u64, u64, u64, u64) {
+        self.0.errors.load().into()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
+mod copy;
 mod inbox;
 mod interrupt;
 mod lu;
@@ -7,6 +8,8 @@ mod memory;
 mod overwrite;
 mod port;
 mod queue;
+mod scan;
+mod space;
 mod worker;
 
 use pyo3::create_exception;
@@ -24,6 +27,12 @@ create_exception!(
     GuestMemoryError,
     DataplaneError,
     "An address or length lies outside guest memory, or a region cannot be mapped."
+);
+create_exception!(
+    vscsi_emu._dataplane,
+    SourceChangedError,
+    DataplaneError,
+    "What a copy was to take is not any more what it was."
 );
 create_exception!(
     vscsi_emu._dataplane,
@@ -56,6 +65,8 @@ mod dataplane {
     use super::*;
 
     #[pymodule_export]
+    use super::copy::{Copy, Watch};
+    #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice, Transfer};
     #[pymodule_export]
     use super::interrupt::Interrupt;
@@ -70,9 +81,13 @@ mod dataplane {
     #[pymodule_export]
     use super::queue::{Call, Notifier, Queue};
     #[pymodule_export]
+    use super::scan::Scan;
+    #[pymodule_export]
+    use super::space::Space;
+    #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]
-    use super::{DataplaneError, GuestMemoryError, RingError};
+    use super::{DataplaneError, GuestMemoryError, RingError, SourceChangedError};
 
     #[pymodule_init]
     fn init(module: &Bound<'_, PyModule>) -> PyResult<()> {
@@ -94,7 +109,7 @@ mod dataplane {
         Ok(())
     }
 
-    /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6 4.4.
+    /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6.
     #[pyfunction]
     #[pyo3(signature = (key, asc, ascq, *, descriptor=false, deferred=false, information=None, field=None, bit=None, in_cdb=true, progress=None))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]

@@ -1,4 +1,4 @@
-//! WRITE ATOMIC (SBC-5 5.48): all of it or nothing. Runs alone on its logical unit.
+//! WRITE ATOMIC (SBC-4 5.48): all of it or nothing. Runs alone on its logical unit.
 
 use libc::iovec;
 

@@ -1,4 +1,4 @@
-//! Command descriptor blocks: which bytes mean what (SBC-5 clause 5).
+//! Command descriptor blocks: which bytes mean what (SBC-4 clause 5).
 
 use crate::policy::LunPolicy;
 use crate::sense::{key, SenseInfo};
@@ -257,10 +257,13 @@ impl Cdb {
         INVALID_FIELD_IN_CDB.cdb_field(self.format.lba.0.into(), None)
     }
 
-    pub fn lba_out_of_range(&self) -> SenseInfo {
+    /// `first`: the first LBA that the medium does not have.
+    pub fn lba_out_of_range(&self, first: u64) -> SenseInfo {
         // The LBA of a 6-byte CDB shares its first byte.
         let bit = (self.format.len == SIX.len).then_some(4);
-        LBA_OUT_OF_RANGE.cdb_field(self.format.lba.0.into(), bit)
+        LBA_OUT_OF_RANGE
+            .cdb_field(self.format.lba.0.into(), bit)
+            .information(first)
     }
 
     /// RDPROTECT, WRPROTECT and VRPROTECT must be 0: the medium has no protection information.

@@ -1,4 +1,4 @@
-//! COMPARE AND WRITE (SBC-5 5.3). Runs alone on its logical unit.
+//! COMPARE AND WRITE (SBC-4 5.3). Runs alone on its logical unit.
 
 use libc::iovec;
 

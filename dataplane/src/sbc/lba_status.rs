@@ -1,4 +1,4 @@
-//! GET LBA STATUS (SBC-5 5.6): which blocks are mapped.
+//! GET LBA STATUS (SBC-4 5.6): which blocks are mapped.
 
 use libc::iovec;
 

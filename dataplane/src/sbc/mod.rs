@@ -12,8 +12,9 @@ mod orwrite;
 mod outcome;
 pub mod overwrite;
 mod rw;
+pub mod scan;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod unmap;
 mod verify;
 mod write_long;
@@ -27,10 +28,33 @@ use crate::engine::{Engine, Io, IoKind};
 use crate::policy::LunPolicy;
 use crate::sense::SenseInfo;
 use crate::turn::Turn;
-use cdb::{Cdb, Command};
+use cdb::{flag, Cdb, Command};
 
 pub use crate::engine::trim;
 pub use outcome::{status, Outcome};
+
+/// What failed, where a command did not end well through no fault of its initiator.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    Write,
+    Read,
+    Verify,
+    /// Not the medium.
+    Other,
+}
+
+/// A block that an application client has marked bad is no fault (SBC-4 4.18.2).
+pub fn fault(cdb: &[u8], outcome: &Outcome) -> Option<Fault> {
+    match outcome.sense.code()? {
+        outcome::WRITE_ERROR_CODE => Some(Fault::Write),
+        outcome::UNRECOVERED_READ_ERROR_CODE => match Cdb::parse(cdb).ok()?.command {
+            Command::Verify | Command::WriteAndVerify => Some(Fault::Verify),
+            _ => Some(Fault::Read),
+        },
+        outcome::INTERNAL_TARGET_FAILURE_CODE => Some(Fault::Other),
+        _ => None,
+    }
+}
 
 /// What a command takes.
 #[derive(Debug)]
@@ -132,11 +156,21 @@ pub fn plan(
     }
 }
 
-/// Whether a command runs beside others of its logical unit or alone.
-pub fn turn(cdb: &[u8]) -> Turn {
-    match Cdb::parse(cdb).map(|cdb| cdb.command) {
-        Ok(Command::CompareAndWrite | Command::OrWrite | Command::WriteAtomic) => Turn::Exclusive,
-        _ => Turn::Shared,
+/// Whether a command runs beside others of its logical unit or alone. `counts_space`: of
+/// [`Engine::counts_space`].
+pub fn turn(cdb: &[u8], counts_space: bool) -> Turn {
+    let Ok(cdb) = Cdb::parse(cdb) else {
+        return Turn::Shared;
+    };
+    let alone = match cdb.command {
+        Command::CompareAndWrite | Command::OrWrite | Command::WriteAtomic => true,
+        Command::Unmap => counts_space,
+        Command::WriteSame => counts_space && cdb.flag(flag::WRITE_SAME_UNMAP),
+        _ => false,
+    };
+    match alone {
+        true => Turn::Exclusive,
+        false => Turn::Shared,
     }
 }
 

@@ -1,4 +1,4 @@
-//! ORWRITE (SBC-5 5.17). Runs alone on its logical unit.
+//! ORWRITE (SBC-4 5.10). Runs alone on its logical unit.
 
 use libc::iovec;
 

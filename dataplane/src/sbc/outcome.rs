@@ -6,11 +6,12 @@ use libc::iovec;
 
 use crate::engine::marked::MarkedBad;
 use crate::engine::python::Refused;
+use crate::engine::space::SpaceSoon;
 use crate::engine::{AlignedBuffer, Engine, Io, IoKind, Partial, CHUNK};
 use crate::policy::LunPolicy;
 use crate::sense::{self, key, Sense, SenseInfo};
 
-/// Status codes (SAM-6 5.3.1).
+/// Status codes (SAM-6).
 pub mod status {
     pub const GOOD: u8 = 0x00;
     pub const CHECK_CONDITION: u8 = 0x02;
@@ -18,12 +19,18 @@ pub mod status {
 }
 
 pub const WRITE_PROTECTED: SenseInfo = SenseInfo::new(key::DATA_PROTECT, 0x2700);
+/// SPACE ALLOCATION IN PROGRESS: a temporary lack of space (SBC-5 4.7.3.6.1).
+const SPACE_SOON: SenseInfo = SenseInfo::new(key::NOT_READY, 0x0414);
+/// A persistent one.
 const SPACE_ALLOCATION_FAILED: SenseInfo = SenseInfo::new(key::DATA_PROTECT, 0x2707);
-const UNRECOVERED_READ_ERROR: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x1100);
+pub const UNRECOVERED_READ_ERROR_CODE: (u8, u16) = (key::MEDIUM_ERROR, 0x1100);
+const UNRECOVERED_READ_ERROR: SenseInfo = SenseInfo::of(UNRECOVERED_READ_ERROR_CODE);
 /// READ ERROR - LBA MARKED BAD BY APPLICATION CLIENT.
 const MARKED_BAD: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x1114);
-const WRITE_ERROR: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x0c00);
-const INTERNAL_TARGET_FAILURE: SenseInfo = SenseInfo::new(key::HARDWARE_ERROR, 0x4400);
+pub const WRITE_ERROR_CODE: (u8, u16) = (key::MEDIUM_ERROR, 0x0c00);
+const WRITE_ERROR: SenseInfo = SenseInfo::of(WRITE_ERROR_CODE);
+pub const INTERNAL_TARGET_FAILURE_CODE: (u8, u16) = (key::HARDWARE_ERROR, 0x4400);
+const INTERNAL_TARGET_FAILURE: SenseInfo = SenseInfo::of(INTERNAL_TARGET_FAILURE_CODE);
 const DATA_PHASE_ERROR: SenseInfo = SenseInfo::new(key::ABORTED_COMMAND, 0x4b00);
 
 /// How a command ended.
@@ -80,7 +87,8 @@ pub fn failed(policy: &LunPolicy, io: &Io, error: &io::Error) -> Outcome {
         Some(libc::EIO | libc::ENODATA | libc::EILSEQ | libc::EUCLEAN) => {
             medium_error(policy, io, done)
         }
-        None if is_marked_bad(error) => {
+        None if is::<SpaceSoon>(error) => SPACE_SOON,
+        None if is::<MarkedBad>(error) => {
             let block = u64::from(policy.block_size);
             MARKED_BAD.information((io.offset + transferred) / block)
         }
@@ -90,8 +98,8 @@ pub fn failed(policy: &LunPolicy, io: &Io, error: &io::Error) -> Outcome {
     Outcome::check(policy, &info, transferred)
 }
 
-fn is_marked_bad(error: &io::Error) -> bool {
-    error.get_ref().is_some_and(|inner| inner.is::<MarkedBad>())
+fn is<E: std::error::Error + 'static>(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|inner| inner.is::<E>())
 }
 
 /// With the failing LBA, where it is known: behind the bytes that went well, or the only one.

@@ -1,4 +1,4 @@
-//! The whole medium at once: what SANITIZE and FORMAT UNIT do (SBC-5 4.11, 5.5).
+//! The whole medium at once: what SANITIZE and FORMAT UNIT do (SBC-4 4.11, 4.33).
 
 use std::io;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -44,7 +44,7 @@ impl Overwrite {
         }
     }
 
-    /// PROGRESS INDICATION: parts of 65536 that are done (SPC-6 4.4.2.4.4).
+    /// PROGRESS INDICATION: parts of 65536 that are done (SPC-6, sense key specific data).
     pub fn progress(&self) -> u16 {
         let total = u128::from(self.len) * u128::from(self.passes());
         let done = u128::from(self.done.load(Ordering::Relaxed));

@@ -7,12 +7,13 @@ use crate::engine::IoKind;
 use crate::policy::LunPolicy;
 use crate::sense::SenseInfo;
 
-/// `count` blocks from the CDB's LBA on. The LBA must exist even if `count` is 0.
+/// `count` blocks from the CDB's LBA on. The LBA must exist even if `count` is 0; else INFORMATION
+/// is the first that does not (SBC-4 4.18.1).
 pub fn extent(policy: &LunPolicy, cdb: &Cdb, count: u64) -> Result<Extent, SenseInfo> {
     let end = cdb.lba.checked_add(count.max(1));
     end.filter(|&end| end <= policy.blocks)
         .and_then(|_| byte_extent(policy, cdb.lba, count))
-        .ok_or_else(|| cdb.lba_out_of_range())
+        .ok_or_else(|| cdb.lba_out_of_range(cdb.lba.max(policy.blocks)))
 }
 
 /// `None` beyond 2^64 bytes.

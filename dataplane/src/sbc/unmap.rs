@@ -75,7 +75,10 @@ fn parse(policy: &LunPolicy, list: &[u8]) -> Result<Vec<Extent>, SenseInfo> {
                 .fold(0, |number: u64, &byte| (number << 8) | u64::from(byte))
         };
         let (lba, count) = (number(0..8), number(8..12));
-        let out_of_range = || LBA_OUT_OF_RANGE.parameter_field(at);
+        let out_of_range = || {
+            let first = lba.max(policy.blocks);
+            LBA_OUT_OF_RANGE.parameter_field(at).information(first)
+        };
         let end = lba.checked_add(count).ok_or_else(out_of_range)?;
         if end > policy.blocks {
             return Err(out_of_range());

@@ -1,4 +1,4 @@
-//! WRITE LONG (SBC-5 5.50): marks a block as containing a pseudo unrecovered error.
+//! WRITE LONG (SBC-4 5.50): marks a block as containing a pseudo unrecovered error.
 
 use super::cdb::{flag, Cdb};
 use super::{rw, Plan, Refusal};

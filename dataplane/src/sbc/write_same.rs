@@ -48,7 +48,7 @@ pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Re
             durable,
         })));
     }
-    // A deallocated block reads as the zeros that were to be written (SBC-5 4.7.3.4.4).
+    // A deallocated block reads as the zeros that were to be written (SBC-4 4.7.3.4.4).
     let kind = match cdb.flag(flag::WRITE_SAME_UNMAP) {
         true => IoKind::Discard,
         false => IoKind::Zero,

@@ -905,7 +905,7 @@ impl Thread {
             // Python executes only what has a logical unit.
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         };
-        let turn = sbc::turn(task.cdb());
+        let turn = nexus.lu.turn(task.cdb());
         let mailbox = &self.mailbox;
         let task_ref = TaskRef {
             slot,
@@ -1057,6 +1057,9 @@ impl Thread {
 
     fn outcome(&mut self, slot: u32, outcome: &Outcome) {
         let task = self.tasks.get(slot);
+        if let Some(nexus) = &task.nexus {
+            nexus.lu.errors.note(task.cdb(), outcome);
+        }
         let (out, data_in) = if task.data_in_len > 0 {
             (0, outcome.transferred.min(task.data_in_len))
         } else {

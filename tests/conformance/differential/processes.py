@@ -34,10 +34,10 @@ def ours(directory: Path, version: int) -> Iterator[Machine]:
 
 
 @contextmanager
-def qemu(directory: Path, version: int) -> Iterator[Machine]:
+def qemu(directory: Path, version: int, *, blocks: int = machine.BLOCKS) -> Iterator[Machine]:
     """With the same properties wherever QEMU has a property."""
     binary, environment, firmware = emulator()
-    socket, rom, image = directory / "qtest.sock", directory / "halt.bin", _image(directory)
+    socket, rom, image = directory / "qtest.sock", directory / "halt.bin", _image(directory, blocks)
     rom.write_bytes(_ROM)
     hba = f"num_queues={machine.QUEUES},max_sectors={machine.MAX_SECTORS}"
     disk = f"vendor=QEMU,product=QEMU HARDDISK,ver=0001,serial={machine.SERIAL}"
@@ -56,10 +56,10 @@ def qemu(directory: Path, version: int) -> Iterator[Machine]:
         yield Machine(client, version)
 
 
-def _image(directory: Path) -> Path:
+def _image(directory: Path, blocks: int = machine.BLOCKS) -> Path:
     image = directory / "disk.img"
     with image.open("wb") as handle:
-        handle.truncate(machine.BLOCKS * 512)
+        handle.truncate(blocks * 512)
     return image
 
 

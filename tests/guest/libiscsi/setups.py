@@ -78,7 +78,6 @@ SETUPS = {
             "C with 8 logical blocks a physical one",
             {"removable": "on", "physical-block-size": "4096"},
             paths=2,
-            groups=("GetLBAStatus", "Unmap", "WriteSame10", "WriteSame16"),
         ),
         Setup("E", "A, write-protected", {"ro": "on"}, groups=("ReadOnly",)),
         Setup(

@@ -84,6 +84,11 @@ def script(
     )
 
 
+def timed_out(test: str) -> str:
+    """The line of a test whose guest had to be killed."""
+    return f"{test}\t{_TIMED_OUT}\t1\t\t"
+
+
 def results(lines: Iterable[str]) -> Iterator[Result]:
     """What the script's lines say, as they come. The suite counts a skip as passed; we do not.
 

@@ -212,6 +212,12 @@ def test_what_cannot_be_served_is_said(
         open_backend(spec, name="x")
 
 
+def test_space_is_the_classs_own_business() -> None:
+    spec = with_key(parse_uri(f"{HERE}Thin"), "thin", "1M")
+    with pytest.raises(SpecError, match="leave out thin="):
+        open_backend(spec, name="x")
+
+
 def test_a_file_is_loaded_once(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(f"from {__name__} import Plain as Base\nclass Mine(Base): pass\n")

@@ -124,6 +124,8 @@ def test_a_unit_may_be_reached_through_several_hbas(tmp_path: Path) -> None:
         ('luns = {"0:0" = "root"}', "", r"'/run/b.sock': luns: is no table"),
         ("queues = 4", 'initiator = "5x"', r"'a.sock': initiator: '5x' is not 16 hex digits"),
         ("queues = 4", 'initiator = "1000000000000000"', r"start with 2, 3 or 5"),
+        ("queues = 4", "port-group = 0", r"'a.sock': port-group: 0 is not a whole number from 1"),
+        ("queues = 4", "port-group = true", r"port-group: True is not a whole number"),
         ('[[hba]]\nsocket = "/run', '[[hbaa]]\nsocket = "/run', r"hbaa: is unknown.*'hba'"),
         ("[[lun]]", "[[lun]", r"hba\.toml: "),
     ],
@@ -149,6 +151,11 @@ def test_no_hba(tmp_path: Path) -> None:
 def test_missing_file(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"gone\.toml: No such file"):
         from_file(str(tmp_path / "gone.toml"))
+
+
+def test_port_groups(tmp_path: Path) -> None:
+    hbas = from_file(write(tmp_path, GOOD.replace("queues = 4", "port-group = 65535"))).hbas
+    assert [hba.port_group for hba in hbas] == [65535, None]
 
 
 def test_initiators_must_differ(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ def make_target(unit: LogicalUnit, lun: int = 0, *, number: int = 0) -> Target:
         naa=PORT_NAA[:6] + bytes([number]) + PORT_NAA[7:],
         initiator=initiator_naa(number),
         relative_port=number + 1,
+        port_group=number + 1,
     )
     assert target.nexuses[lun].take() is not None
     return target
@@ -144,7 +145,7 @@ class Sense:
 
 
 def parse_fixed(data: bytes) -> Sense:
-    """By SPC-6 4.4.3, independent of what builds it."""
+    """By SPC-6, independent of what builds it."""
     assert len(data) == 18
     assert data[0] & 0x7E == 0x70
     assert data[7] == 10

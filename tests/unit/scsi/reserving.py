@@ -1,4 +1,4 @@
-"""PERSISTENT RESERVE commands as an initiator sends them, byte by byte (SPC-6 6.17, 6.18)."""
+"""PERSISTENT RESERVE commands as an initiator sends them, byte by byte (SPC-6)."""
 
 from __future__ import annotations
 

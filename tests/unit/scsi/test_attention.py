@@ -1,6 +1,7 @@
-"""Unit attention conditions and the gate that they close (SAM-6 5.14)."""
+"""Unit attention conditions and the gate that they close (SAM-6)."""
 
 import asyncio
+import errno
 
 import pytest
 
@@ -295,7 +296,7 @@ def test_loej_needs_a_removable_medium() -> None:
 
 
 async def _fail() -> None:
-    raise OSError(28, "No space left on device")
+    raise OSError(errno.EIO, "Input/output error")
 
 
 def test_a_failed_flush_is_the_status() -> None:
@@ -308,6 +309,33 @@ def test_with_immed_a_failed_flush_is_deferred() -> None:
     good(target, STOP_IMMED)
     assert refused(target, START) == Sense(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR, deferred=True)
     good(target, START)
+
+
+@pytest.mark.parametrize(
+    ("immed", "plain", "outside"),
+    [
+        ("35020000000000000000", "35000000000000000000", "3502000007ff0000 0200"),
+        ("9102", "91", "91020000000000000800"),
+    ],
+)
+def test_synchronize_cache_with_immed(immed: str, plain: str, outside: str) -> None:
+    """What is lost then is told of by the next command of this nexus."""
+    unit = make_unit(flush=_fail)
+    target, other = make_target(unit), make_target(unit, number=1)
+    good(target, immed)
+    good(other, "00")
+    assert refused(target, "00") == Sense(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR, deferred=True)
+    good(target, "00")
+    assert send(target, plain).executed
+    assert refused(target, outside) == Sense(
+        SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, (2, None)
+    )
+    code = int(immed[:2], 16)
+    usage = unit.commands.usage_maps[code]
+    assert not usage[1] & 2, "the data plane leaves it to us"
+    command = unit.commands.get(code, None)
+    assert command is not None
+    assert command.usage_map[1] & 2
 
 
 def test_self_test() -> None:

@@ -1,4 +1,4 @@
-"""READ CAPACITY (SBC-5 5.20, 5.21)."""
+"""READ CAPACITY (SBC-4 5.20, 5.21)."""
 
 import pytest
 

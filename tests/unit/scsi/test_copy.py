@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import struct
 
 import pytest
@@ -20,6 +19,7 @@ from tests.unit.scsi.harness import (
     parse_fixed,
     send,
 )
+from tests.unit.scsi.media import memory_read, memory_write
 from tests.unit.scsi.reserving import EA, RESERVE, ok, pr_out, register
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi import Asc, Identity, LogicalUnit, SenseKey, Status, Target, handle
@@ -46,27 +46,6 @@ def fill(unit: LogicalUnit) -> bytes:
     data = b"".join(bytes([n + 1]) * unit.block_size for n in range(unit.blocks))
     memory_write(unit, data)
     return data
-
-
-def memory_write(unit: LogicalUnit, data: bytes) -> None:
-    fd = os.memfd_create("source")
-    try:
-        os.write(fd, data)
-        source = _dataplane.Engine.file(fd, len(data))
-        unit.data_plane.engine.copy(source, 0, 0, len(data), False)
-    finally:
-        os.close(fd)
-
-
-def memory_read(unit: LogicalUnit) -> bytes:
-    size = unit.data_plane.engine.size
-    fd = os.memfd_create("target")
-    try:
-        os.ftruncate(fd, size)
-        _dataplane.Engine.file(fd, size).copy(unit.data_plane.engine, 0, 0, size, False)
-        return os.pread(fd, size, 0)
-    finally:
-        os.close(fd)
 
 
 def cscd(name: bytes, *, block_size: int = 512, kind: int = 0xE4, device: int = 0) -> bytes:
@@ -209,12 +188,13 @@ def test_the_unit_is_waited_for_by_whoever_quiesces_it() -> None:
     before = fill(unit)
 
     async def scenario() -> None:
-        copying = asyncio.create_task(unit.copy_from(unit, 0, 512, 512))
+        lu = unit.data_plane
+        work = _dataplane.Copy(lu, lu, [(0, 512, 512)], durable=False)
+        copying = asyncio.create_task(unit.copy(work, unit))
         await asyncio.sleep(0)
-        copying.cancel()
         await unit.quiesce()
         assert memory_read(unit)[512:1024] == before[:512]
-        await asyncio.gather(copying, return_exceptions=True)
+        await copying
 
     asyncio.run(scenario())
 
@@ -418,18 +398,26 @@ def test_operating_parameters() -> None:
 
 
 def test_third_party_copy_page() -> None:
-    assert good(make_target(disk(1)), "12 01 8f 0100 00") == bytes.fromhex(
-        "00 8f 0060"
-        "0001 0008 07 83 01 00 84 02 00 03"
+    assert good(make_target(disk(1)), "12 01 8f 0200 00") == bytes.fromhex(
+        "00 8f 0144"
+        "0000 0020 000000000000 0100 00000e10 0000003c 0000000008000000 0000000000008000"
+        "0001 0010 0c 83 03 00 10 11 84 05 00 03 04 05 07 000000"
         "0004 001c 00000000 0010 0010 000003c0 00000000 000000000000000000000000"
         "0008 0004 02 02 e4 00"
         "000c 0004 0002 ffff"
-        "8001 0020 00000100 00000100 10000000 09 00 000000000000000000000000000000000000"
+        "0106 002c 000000000000000000000000 00000000 00000000 00000e10"
+        "000000000000000000000000000000000000 0000"
+        "0108 0084 0000 0080"
+        "00800001 03 000000"
+        + 56 * "00"
+        + "ffff0001 02 000000"
+        + 56 * "00"
+        + "8001 0020 00000100 00000100 10000000 09 00 000000000000000000000000000000000000"
     )
 
 
 def test_standard_inquiry_says_so() -> None:
-    assert good(make_target(disk(1)), "12 00 00 0060 00")[5] == 0x08
+    assert good(make_target(disk(1)), "12 00 00 0060 00")[5] & 0x08
 
 
 def test_the_first_naa_designator_is_the_units() -> None:
@@ -442,3 +430,31 @@ def test_the_first_naa_designator_is_the_units() -> None:
             found = page[offset + 4 : offset + 4 + size]
         offset += 4 + size
     assert found == naa(1)
+
+
+def failure_details(list_id: int) -> bytes:
+    return struct.pack(">BBB7xIxx", 0x84, 4, list_id, 1024)
+
+
+def test_failure_details() -> None:
+    """Told once, whoever asks for the status before."""
+    target = make_target(disk(1))
+    bad = parameters([cscd(naa(1))], [segment(0, 0, 1, 0, 1), segment(0, 0, 1, 0, BLOCKS)])
+    command = extended_copy(target, bad)
+    assert good(target, status(1))[4] == 2
+    details = good(target, failure_details(1))
+    assert details == bytes.fromhex("0000004a") + bytes(52) + b"\x02\0\0\x12" + command.sense
+    assert parse_fixed(send(target, failure_details(1)).sense) == bad_cdb(2, 7)
+    copies(target, parameters([cscd(naa(1))], [segment(0, 0, 1, 0, 1)]))
+    assert good(target, failure_details(1)) == bytes(4)
+
+
+def test_no_space() -> None:
+    engine, space = _dataplane.Engine.memory(BLOCKS * 4096), _dataplane.Space(8 * 4096)
+    unit = LogicalUnit(engine.thin(space), Identity("S", naa(1)), block_size=4096)
+    memory_write(unit, b"x" * 4 * 4096)
+    target = make_target(unit)
+    data = parameters([cscd(naa(1), block_size=4096)], [segment(0, 0, 4, 0, 5)])
+    copies(target, data)
+    data = parameters([cscd(naa(1), block_size=4096)], [segment(0, 0, 4, 0, 6)])
+    assert refusal(target, data) == aborted(Asc.SPACE_ALLOCATION_FAILED_WRITE_PROTECT)

@@ -70,6 +70,8 @@ def test_targets_that_cannot_be() -> None:
         Target({16384: unit})
     with pytest.raises(ValueError, match="relative target port 0 "):
         Target({}, relative_port=0)
+    with pytest.raises(ValueError, match="target port group 65536 "):
+        Target({}, port_group=65536)
     with pytest.raises(ValueError, match="NAA"):
         Target({}, naa=b"\x01")
     with pytest.raises(ValueError, match="LUN 0 is taken"):

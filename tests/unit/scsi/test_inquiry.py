@@ -1,4 +1,4 @@
-"""INQUIRY: standard data and VPD pages, byte by byte (SPC-6 6.7 and 7.7, SBC-5 6.6)."""
+"""INQUIRY: standard data and VPD pages, byte by byte (SPC-6, SBC-4 6.6)."""
 
 import struct
 
@@ -30,7 +30,7 @@ def vpd(target: Target, page: int, lun: int = 0) -> bytes:
 def test_standard_data() -> None:
     data = good(make_target(make_unit()), "1200 00 00ff 00")
     assert data == (
-        bytes.fromhex("00 00 06 12 5b 08 00 02")
+        bytes.fromhex("00 00 06 12 5b 38 00 02")
         + b"ACME    "
         + b"Rocket disk     "
         + b"0001"
@@ -108,6 +108,7 @@ def test_device_identification() -> None:
             bytes.fromhex("01 14 00 04 00000001"),
             bytes.fromhex("01 13 00 08") + PORT_NAA,
             bytes.fromhex("03 18 00 18") + b"naa.3000000000000002\0\0\0\0",
+            bytes.fromhex("01 15 00 04 0000 0001"),
         ]
     )
 
@@ -116,11 +117,12 @@ def test_device_identification_of_the_well_known_unit_names_the_port_only() -> N
     page = vpd(make_target(make_unit()), 0x83, lun=REPORT_LUNS_WLUN)
     assert page[4:12] == bytes.fromhex("01 14 00 04 00000001")
     assert UNIT_NAA not in page
+    assert bytes.fromhex("01 15 00 04") not in page
 
 
 def test_device_identification_of_a_nameless_port() -> None:
-    target = Target({0: make_unit()}, relative_port=7)
-    assert vpd(target, 0x83)[-8:] == bytes.fromhex("01 14 00 04 00000007")
+    target = Target({0: make_unit()}, relative_port=7, port_group=9)
+    assert vpd(target, 0x83)[-16:] == bytes.fromhex("01 14 00 04 00000007 01 15 00 04 00000009")
 
 
 def test_a_16_byte_name() -> None:
@@ -198,7 +200,7 @@ def test_default_limits_are_what_the_data_plane_obeys(block_size: int) -> None:
 @pytest.mark.parametrize("rate", [0, 1, 7200])
 def test_block_device_characteristics(rate: int) -> None:
     page = vpd(make_target(make_unit(rotation_rate=rate)), 0xB1)
-    assert page == bytes.fromhex("00 b1 003c") + rate.to_bytes(2) + b"\0\x50" + bytes(56)
+    assert page == bytes.fromhex("00 b1 003c") + rate.to_bytes(2) + b"\0\x50\x07" + bytes(55)
 
 
 @pytest.mark.parametrize(("lbprz", "flags"), [(False, "e0"), (True, "e4")])

@@ -1,4 +1,4 @@
-"""SAM-6 4.7: LUN addressing."""
+"""SAM-6: LUN addressing."""
 
 import pytest
 from hypothesis import given

@@ -1,5 +1,6 @@
-"""MODE SENSE and MODE SELECT (SPC-6 6.12 to 6.15, 7.5; SBC-5 6.5)."""
+"""MODE SENSE and MODE SELECT (SPC-6; SBC-4 6.5)."""
 
+import struct
 from collections.abc import Callable
 
 import pytest
@@ -15,15 +16,17 @@ from tests.unit.scsi.harness import (
     refused,
     send,
 )
+from tests.unit.scsi.reserving import MemoryStore
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi import Asc, DataOutTooShort, SenseKey, Target, handle
+from vscsi_emu.scsi.store import SavedStateError
 
 PAGES = {
     "01": "010a c0 00000000000000 0000",
     "02": "020e" + "00" * 14,
     "08": "0812 04" + "00" * 17,
     "0a": "0a0a 02 10" + "00" * 8,
-    "0a01": "4a01 001c" + "00" * 28,
+    "0a01": "4a01 001c 07" + "00" * 27,
     "1a": "1a26" + "00" * 38,
     "1c": "1c0a 08" + "00" * 9,
 }
@@ -215,7 +218,6 @@ def test_a_list_of_nothing() -> None:
         (b"\x08\x12\x04" + bytes(16) + b"\x01", 23, 0),
         (b"\x0a\x0a\x02\x00" + bytes(8), 7, 4),  # queue algorithm modifier
         (b"\x08\x11" + bytes(17), 5, None),  # PAGE LENGTH
-        (b"\x88\x12\x04" + bytes(17), 4, 7),  # PS
         (b"\x03\x16" + bytes(22), 4, 5),  # no such page
         (b"\x4a\x02\x00\x1c" + bytes(28), 4, 5),  # no such subpage
         (b"\x4a\x01\x00\x1d" + bytes(29), 6, None),
@@ -278,3 +280,110 @@ def test_less_data_than_the_cdb_says_is_the_transports_affair() -> None:
     with pytest.raises(DataOutTooShort):
         handle(command, make_target(make_unit()), 0)
     assert command.answers == 0
+
+
+def test_ps_is_ignored() -> None:
+    unit = make_unit()
+    cdb, data = select_6(b"\x88" + caching(wce=False)[1:])
+    good(make_target(unit), cdb, data_out=data)
+    assert not unit.data_plane.policy.write_cache
+
+
+def test_no_blocks_without_a_medium() -> None:
+    target = make_target(make_unit(removable=True))
+    good(target, "1b 00 00 00 02")
+    assert good(target, "1a 00 08 00 ff")[4:12] == bytes.fromhex("00000000 00000200")
+    assert good(target, "5a 10 08 00 000000 00ff")[8:24] == struct.pack(">Q4xI", 0, 512)
+
+
+# ── Saved pages ────────────────────────────────────────────────────────────────────────────────
+
+
+def save_6(pages: bytes = b"") -> tuple[bytes, bytes]:
+    data = bytes(4) + pages if pages else b""
+    return bytes([0x15, 0x11, 0, 0, len(data)]), data
+
+
+def test_which_pages_can_be_saved() -> None:
+    kept, lost = make_target(make_unit(store=MemoryStore())), make_target(make_unit())
+    for name in ORDER:
+        code, subpage = int(name[:2], 16), int(name[2:] or "0", 16)
+        for control in range(3):
+            assert not sense_6(lost, code, subpage, control=control)[0] & 0x80
+            ps = sense_6(kept, code, subpage, control=control)[0] & 0x80
+            assert bool(ps) == (name in ("08", "0a"))
+
+
+def test_saved_values_are_the_default_ones_until_others_are() -> None:
+    store = MemoryStore()
+    target = make_target(make_unit(store=store))
+    cdb, data = select_6(caching(wce=False))
+    good(target, cdb, data_out=data)
+    assert sense_6(target, 0x08, control=3)[2] == 0x04
+    assert store.sections == {}
+    cdb, data = save_6(control(swp=True))
+    good(target, cdb, data_out=data)
+    # All pages are saved, not only those that were sent.
+    assert sense_6(target, 0x08, control=3)[2] == 0
+    assert sense_6(target, 0x0A, control=3)[4] == 0x08
+    assert sense_6(target, 0x0A, control=2)[4] == 0
+    assert sense_6(target, 0x0A)[4] == 0x08
+
+
+def test_saving_without_sending() -> None:
+    target = make_target(make_unit(store=MemoryStore()))
+    cdb, data = select_6(caching(wce=False))
+    good(target, cdb, data_out=data)
+    for empty in ("15 11 00 00 00", "55 11"):
+        good(target, empty)
+        assert sense_6(target, 0x08, control=3)[2] == 0
+
+
+@pytest.mark.parametrize("again", ["restart", "reset"])
+def test_saved_values_come_back(again: str) -> None:
+    store = MemoryStore()
+    unit = make_unit(store=store)
+    target = make_target(unit)
+    cdb, data = save_6(caching(wce=False) + control(d_sense=True))
+    good(target, cdb, data_out=data)
+    cdb, data = select_6(caching(wce=True) + control(swp=True))
+    good(target, cdb, data_out=data)
+    if again == "restart":
+        unit = make_unit(store=store)
+    else:
+        unit.reset()
+    policy = unit.data_plane.policy
+    assert (policy.write_cache, policy.descriptor_sense, policy.write_protected) == (
+        False,
+        True,
+        False,
+    )
+
+
+def test_what_cannot_be_saved_does_not_happen() -> None:
+    store = MemoryStore()
+    unit = make_unit(store=store)
+    store.fail = True
+    cdb, data = save_6(caching(wce=False))
+    failed = Sense(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
+    assert refused(make_target(unit), cdb, data_out=data) == failed
+    assert unit.data_plane.policy.write_cache
+    assert sense_6(make_target(unit), 0x08, control=3)[2] == 0x04
+
+
+def test_what_may_not_change_any_more_is_not_taken_from_the_store() -> None:
+    store = MemoryStore()
+    # RCD and WCE; a page that this version has not.
+    store.sections["mode-pages"] = {"0800": "0812 01" + "00" * 17, "3e00": "3e0100"}
+    target = make_target(make_unit(store=store))
+    assert sense_6(target, 0x08)[:3] == bytes.fromhex("8812 00")
+
+
+@pytest.mark.parametrize(
+    "saved", [[], 5, {"0800": 5}, {"0800": "0812"}, {"0800": "zz"}, {"0800": "0912" + "00" * 18}]
+)
+def test_damaged_state_is_refused(saved: object) -> None:
+    store = MemoryStore()
+    store.sections["mode-pages"] = saved
+    with pytest.raises(SavedStateError, match="saved mode pages are damaged"):
+        make_unit(store=store)

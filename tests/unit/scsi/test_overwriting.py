@@ -21,8 +21,10 @@ from tests.unit.scsi.harness import (
     refused,
     send,
 )
+from tests.unit.scsi.reserving import MemoryStore
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi import Asc, LogicalUnit, SenseKey, Status, Target, handle
+from vscsi_emu.scsi.store import SavedStateError
 
 ERASES = ["4802", "4803"]
 PROTECTED = Sense(SenseKey.DATA_PROTECT, Asc.WRITE_PROTECTED)
@@ -198,8 +200,10 @@ async def under_way(target: Target, cdb: bytes) -> asyncio.Task[None]:
     command = Recorder(cdb.ljust(32, b"\0"))
     later = handle(command, target, 0)
     assert later is not None
+    task = asyncio.create_task(later)
+    await asyncio.sleep(0.01)
     assert (command.status == Status.GOOD) == bool(cdb[1] & 0x80)
-    return asyncio.create_task(later)
+    return task
 
 
 def answer(target: Target, cdb: str) -> Recorder:
@@ -322,6 +326,64 @@ def test_with_immed_the_failure_is_a_deferred_error(work: type[Work]) -> None:
         SenseKey.MEDIUM_ERROR, Asc.SANITIZE_COMMAND_FAILED, deferred=True
     )
     assert refused(target, "00") == SANITIZE_FAILED
+
+
+@pytest.mark.parametrize(
+    ("cdb", "sense"), [("4802", SANITIZE_FAILED), ("4882", SANITIZE_FAILED), ("04", CORRUPTED)]
+)
+def test_a_process_that_ends_meanwhile_has_failed(work: type[Work], cdb: str, sense: Sense) -> None:
+    store, seen = MemoryStore(), []
+    work.run = lambda self: seen.append(dict(store.sections))  # type: ignore[method-assign]
+    target = make_target(make_unit(store=store))
+    good(target, cdb)
+    assert store.sections == {"medium-failure": None}
+    store.sections = seen[0]
+    assert refused(make_target(make_unit(store=store)), "28") == sense
+
+
+def test_a_failure_outlives_the_process_until_it_is_left(work: type[Work]) -> None:
+    store = MemoryStore()
+    work.error = OSError(5, "broken")
+    for cdb in ("4802", "4822"):
+        send(make_target(make_unit(store=store)), cdb)
+        again = make_target(make_unit(store=store))
+        assert refused(again, "28") == SANITIZE_FAILED
+        if cdb == "4802":
+            assert refused(again, "481f") == bad_cdb(1, 4)
+            work.error = None
+            good(again, "4802")
+            work.error = OSError(5, "broken")
+        else:
+            good(again, "481f")
+        good(make_target(make_unit(store=store)), "00")
+
+
+def test_without_a_place_to_remember_it_nothing_begins(work: type[Work]) -> None:
+    store = MemoryStore()
+    store.fail = True
+    target = make_target(make_unit(store=store))
+    for cdb in ("4802", "4882"):
+        sense = refused(target, cdb)
+        assert sense == Sense(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE)
+    good(target, "00")
+
+
+@pytest.mark.parametrize(
+    "saved",
+    [
+        7,
+        {},
+        {"code": "xyzw", "restricted": True},
+        {"code": "3103"},
+        {"code": "2400", "restricted": True},
+        {"code": "3103", "restricted": 2},
+    ],
+)
+def test_damaged_state(saved: object) -> None:
+    store = MemoryStore()
+    store.sections = {"medium-failure": saved}
+    with pytest.raises(SavedStateError, match="failure of the medium"):
+        make_unit(store=store)
 
 
 def test_exit_failure_mode_without_a_failure() -> None:

@@ -1,4 +1,4 @@
-"""PERSISTENT RESERVE IN and OUT, to the byte (SPC-6 5.14, 6.17, 6.18)."""
+"""PERSISTENT RESERVE IN and OUT, to the byte (SPC-6)."""
 
 import asyncio
 import struct
@@ -470,6 +470,25 @@ def test_preempt_and_abort_aborts_the_preempted_only() -> None:
     ok(pr_out(a, PREEMPT_AND_ABORT, 0xA, 0xC, kind=WERO))
     assert aborted == ["c"]
     assert pending(c) == (Asc.REGISTRATIONS_PREEMPTED, Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+
+
+@pytest.mark.parametrize(("action", "ejected"), [(PREEMPT, False), (PREEMPT_AND_ABORT, True)])
+def test_preempt_and_abort_ends_what_the_preempted_prevent(action: int, ejected: bool) -> None:
+    """As if each of them had allowed medium removal, but nobody else (SPC-4 5.13.11.2.6)."""
+    a, b, c = cluster(3, make_unit(removable=True))
+    eject, prevent = "1b 00 00 00 02", "1e 00 00 00 01"
+    register(a, 0xA)
+    register(b, 0xB)
+    good(b, prevent)
+    ok(pr_out(a, action, 0xA, 0xB))
+    prevented = Sense(SenseKey.ILLEGAL_REQUEST, Asc.MEDIUM_REMOVAL_PREVENTED)
+    if not ejected:
+        assert refused(a, eject) == prevented
+        return
+    good(c, prevent)
+    assert refused(a, eject) == prevented
+    c.nexuses[0].prevents_removal = False
+    good(a, eject)
 
 
 def test_preempt_and_abort_with_nothing_to_abort() -> None:

@@ -72,7 +72,7 @@ def test_invariants(steps: list[tuple[Transition, NexusId]]) -> None:
 
 @given(STEPS, st.sampled_from(NEXUSES))
 def test_exclusion_is_by_kind(steps: list[tuple[Transition, NexusId]], nexus: NexusId) -> None:
-    """SPC-6 5.14.1: written as the standard's table is, independent of `State.excludes`."""
+    """SPC-4 5.13.1: written as the standard's table is, independent of `State.excludes`."""
     state = State()
     for transition, by in steps:
         outcome = step(state, transition, by)

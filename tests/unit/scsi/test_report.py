@@ -1,4 +1,4 @@
-"""REPORT LUNS, REPORT SUPPORTED …, LOG SENSE (SPC-6 6.33, 6.39, 6.40, 6.9)."""
+"""REPORT LUNS, REPORT SUPPORTED …, LOG SENSE (SPC-6)."""
 
 import struct
 
@@ -102,6 +102,10 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
         (3, 0x28, 1, "00 01 0000"),
         (2, 0xFF, 0, "00 01 0000"),
         (1, 0x9D, 0, "00 01 0000"),
+        # 32-byte CDBs go with type 2 protection.
+        (1, 0x7F, 0, "00 01 0000"),
+        (2, 0x7F, 0x09, "00 01 0000"),
+        (3, 0x7F, 0x0B, "00 01 0000"),
     ],
 )
 def test_one_command(options: int, opcode: int, action: int, data: str) -> None:
@@ -144,24 +148,3 @@ def test_task_management_functions() -> None:
     assert good(target, "a30d 80 000000 000000ff 0000") == bytes.fromhex("dc 03 00 0c") + bytes(12)
     assert good(target, "a30d 80 000000 00000004 0000") == bytes.fromhex("dc 03 00 0c")
     assert refused(target, "a30d 00 000000 00000003 0000") == bad_cdb(6, 7)
-
-
-# ── LOG SENSE ──────────────────────────────────────────────────────────────────────────────────
-
-
-def test_log_pages() -> None:
-    target = make_target(make_unit())
-    assert good(target, "4d 00 40 00 000000 00ff 00") == bytes.fromhex("00 00 0001 00")
-    assert good(target, "4d 00 40 ff 000000 00ff 00") == bytes.fromhex("40 ff 0004 0000 00ff")
-
-
-@pytest.mark.parametrize(
-    ("cdb", "byte", "bit"),
-    [
-        ("4d 00 42 00 000000 00ff", 2, 5),
-        ("4d 00 40 01 000000 00ff", 3, 7),
-        ("4d 01 40 00 000000 00ff", 1, 0),  # SP: nothing is saved
-    ],
-)
-def test_log_pages_that_are_not_there(cdb: str, byte: int, bit: int) -> None:
-    assert refused(make_target(make_unit()), cdb) == bad_cdb(byte, bit)

@@ -15,6 +15,7 @@ from vscsi_emu.scsi.cdb import (
     bit,
 )
 from vscsi_emu.scsi.commands import ALL
+from vscsi_emu.scsi.copy_operations import Operation, State
 from vscsi_emu.scsi.table import command_table
 
 MEDIA = {
@@ -24,7 +25,7 @@ MEDIA = {
         *(0x2E, 0xAE, 0x8E),
         *(0x41, 0x93),
         0x42,
-        *(0x89, 0x8B, 0x9C, 0x3F),
+        *(0x89, 0x8B, 0x9C),
     },
     _dataplane.ROUTE_MEDIA: {0x2F, 0xAF, 0x8F, 0x35, 0x91, 0x34, 0x90},
 }
@@ -140,6 +141,14 @@ def test_usage_map(opcode: int, action: int | None, usage: str) -> None:
     assert command.length == len(command.usage_map)
 
 
+def test_sp_needs_somewhere_to_save_to() -> None:
+    for opcode in (0x15, 0x55):
+        for features, usage in ((Feature.NONE, 0x10), (Feature.SAVED_STATE, 0x11)):
+            command = command_table(features).get(opcode, None)
+            assert command is not None
+            assert command.usage_map[1] == usage
+
+
 def test_the_unmap_bit_needs_thin_provisioning() -> None:
     command = command_table(Feature.NONE).get(0x93, None)
     assert command is not None
@@ -199,7 +208,7 @@ def test_every_reserved_bit_is_refused_with_its_pointer(command: CommandType) ->
 def test_a_handler_reads_every_field_it_declares(
     command: CommandType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if command.handler is None:
+    if command.media:
         return
     read = set()
 
@@ -209,14 +218,21 @@ def test_a_handler_reads_every_field_it_declares(
 
     original = Cdb.__getitem__
     monkeypatch.setattr(Cdb, "__getitem__", reading)
-    # Each field in turn is 1, so that every branch is gone into; lengths leave room for data.
+    # Each field in turn is 1, then 2, so that every branch is gone into; lengths leave room for
+    # data.
     length = 24 if command.opcode == PERSISTENT_RESERVE_OUT else 255
     lengths = {name: length for name in command.fields if name.endswith("length")}
     mode_page = bytes(8) + b"\x08\x12" + bytes(245)
-    for chosen in ({}, *({name: 1} for name in command.fields)):
+    small = [{name: 1} for name in command.fields]
+    small += [
+        {name: 2} for name, field in command.fields.items() if field.extract(b"\xff" * 16) > 1
+    ]
+    for chosen in ({}, *small):
         target = make_target(make_unit())
         for list_id in range(2):
             target.nexuses[0].copies.start(list_id)
+            target.nexuses[0].operations.start(list_id, Operation(0x10, State.COMPLETED))
+        target.nexuses[0].copies.end(1, error=None, hold=True)
         send(target, cdb_of(command, **{**lengths, **chosen}), data_out=mode_page)
     assert read == {name for name, field in command.fields.items() if not field.ignored}
 
@@ -263,7 +279,9 @@ def test_a_short_cdb_is_padded_with_zeros() -> None:
 def test_media_commands_go_to_the_data_plane(command: CommandType) -> None:
     cdb = bytes([command.opcode, command.service_action or 0])
     executed = send(make_target(make_unit()), cdb).executed
-    assert executed == (command.handler is None)
+    assert executed == command.media
     # The data plane routes by operation code, so Python sees what has a service action first.
-    assert (command.route is not Route.PYTHON) == (executed and command.service_action is None)
+    if command.route is not Route.PYTHON:
+        assert executed
+        assert command.service_action is None
     assert not executed or Flag.NEEDS_READY in command.flags

@@ -1,4 +1,4 @@
-"""READ CAPACITY (SBC-5 5.20, 5.21)."""
+"""READ CAPACITY (SBC-4 5.20, 5.21)."""
 
 import struct
 from typing import Final
@@ -15,7 +15,7 @@ _LBPRZ: Final = 0x40
     "READ CAPACITY(10)",
     0x25,
     10,
-    flags=Flag.NEEDS_MEDIUM,
+    flags=Flag.NEEDS_MEDIUM | Flag.IN_STANDBY,
     allowed=Allowed.ALWAYS,
     lun=OBSOLETE_LUN,
 )
@@ -30,7 +30,7 @@ def read_capacity_10(request: Request) -> bytes:
     0x9E,
     16,
     service_action=0x10,
-    flags=Flag.NEEDS_MEDIUM,
+    flags=Flag.NEEDS_MEDIUM | Flag.IN_STANDBY,
     allowed=Allowed.ALWAYS,
     allocation_length=Field(10, 4),
 )

@@ -1,4 +1,4 @@
-"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4 6.4, 6.18, 6.20, 6.21)."""
+"""EXTENDED COPY(LID1) and RECEIVE COPY RESULTS (SPC-4)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
+from vscsi_emu import _dataplane
 from vscsi_emu.scsi import copy
 from vscsi_emu.scsi.cdb import Allowed, Field, Flag, command
 from vscsi_emu.scsi.copy import CopyList, CopyTarget, Segment
@@ -19,6 +20,7 @@ from vscsi_emu.scsi.sense import (
     invalid_field_in_cdb,
     invalid_field_in_parameter_list,
 )
+from vscsi_emu.scsi.status import Status
 from vscsi_emu.scsi.vpd import unit_designators
 
 # ── EXTENDED COPY(LID1) ────────────────────────────────────────────────────────────────────────
@@ -50,12 +52,15 @@ async def extended_copy(request: Request) -> bytes:
         result.segments += 1
         result.transferred += transferred
 
-    failed = True
+    error: ScsiError | None = _aborted(Asc.NO_ADDITIONAL_SENSE)
     try:
         await _copy(request, plan, count)
-        failed = False
+        error = None
+    except ScsiError as reason:
+        error = reason
+        raise
     finally:
-        results.end(plan.list_id, failed=failed, hold=plan.hold or failed)
+        results.end(plan.list_id, error=error, hold=plan.hold)
     return b""
 
 
@@ -97,12 +102,10 @@ async def _copy_segment(request: Request, nexuses: list[Nexus | None], segment: 
         raise _aborted(Asc.NO_ADDITIONAL_SENSE)
     if target.write_protected:
         raise _aborted(Asc.WRITE_PROTECTED)
-    await target.copy_from(
-        source,
-        segment.source_lba * source.block_size,
-        segment.target_lba * target.block_size,
-        length,
-    )
+    run = (segment.source_lba * source.block_size, segment.target_lba * target.block_size, length)
+    durable = not target.mode_pages.write_cache
+    work = _dataplane.Copy(target.data_plane, source.data_plane, [run], durable=durable)
+    await target.copy(work, source)
     return length
 
 
@@ -142,6 +145,7 @@ _BYTES, _KIBIBYTES = 0, 1
     0x84,
     16,
     service_action=0x00,
+    allowed=Allowed.PERSISTENT,
     list_identifier=Field(2),
     allocation_length=Field(10, 4),
 )
@@ -151,11 +155,36 @@ def receive_copy_status(request: Request) -> bytes:
         raise invalid_field_in_cdb(2, 7)
     status = _IN_PROGRESS
     if result.ended is not None:
-        status = _FAILED if result.failed else _COMPLETED
+        status = _FAILED if result.error else _COMPLETED
     # What one command copies at most fits in KiB.
     units = _BYTES if result.transferred < 1 << 32 else _KIBIBYTES
     transferred = result.transferred >> (10 if units == _KIBIBYTES else 0)
     return struct.pack(">IBHBI", 8, status, result.segments, units, transferred)
+
+
+_FAILURE_LAYOUT: Final = struct.Struct(">52xBxH")
+
+
+@command(
+    "RECEIVE COPY FAILURE DETAILS(LID1)",
+    0x84,
+    16,
+    service_action=0x04,
+    allowed=Allowed.PERSISTENT,
+    list_identifier=Field(2),
+    allocation_length=Field(10, 4),
+)
+def receive_copy_failure_details(request: Request) -> bytes:
+    """The sense data that EXTENDED COPY ended with."""
+    try:
+        error = request.nexus.copies.take_failure(request.cdb["list_identifier"])
+    except KeyError:
+        raise invalid_field_in_cdb(2, 7) from None
+    details = b""
+    if error is not None:
+        sense = error.sense(descriptor=request.unit.descriptor_sense)
+        details = _FAILURE_LAYOUT.pack(Status.CHECK_CONDITION, len(sense)) + sense
+    return struct.pack(">I", len(details)) + details
 
 
 _SNLID: Final = 0x01
@@ -166,6 +195,7 @@ _SNLID: Final = 0x01
     0x84,
     16,
     service_action=0x03,
+    allowed=Allowed.PERSISTENT,
     allocation_length=Field(10, 4),
 )
 def receive_copy_operating_parameters(request: Request) -> bytes:

@@ -1,9 +1,9 @@
-"""READ DEFECT DATA (SBC-5 5.18, 5.19): the medium remaps nothing, so both lists are empty."""
+"""READ DEFECT DATA (SBC-4 5.22, 5.23): the medium remaps nothing, so both lists are empty."""
 
 import struct
 from typing import Final
 
-from vscsi_emu.scsi.cdb import Cdb, Field, Flag, bit, command
+from vscsi_emu.scsi.cdb import Allowed, Cdb, Field, Flag, bit, command
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import invalid_field_in_cdb
 
@@ -23,6 +23,7 @@ def _header(cdb: Cdb, byte: int) -> int:
     0x37,
     10,
     flags=Flag.NEEDS_READY,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     req_plist=bit(2, 4),
     req_glist=bit(2, 3),
     defect_list_format=Field(2, high=2),
@@ -37,6 +38,7 @@ def read_defect_data_10(request: Request) -> bytes:
     0xB7,
     12,
     flags=Flag.NEEDS_READY,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     req_plist=bit(1, 4),
     req_glist=bit(1, 3),
     defect_list_format=Field(1, high=2),

@@ -1,4 +1,4 @@
-"""FORMAT UNIT (SBC-5 5.5): without protection information and without defects to manage."""
+"""FORMAT UNIT (SBC-4 5.4): without protection information and without defects to manage."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.cdb import Field, bit, command
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
-from vscsi_emu.scsi.request import Request
+from vscsi_emu.scsi.request import Request, began
 from vscsi_emu.scsi.sense import (
     Asc,
     DataOutTooShort,
@@ -55,20 +55,18 @@ def format_unit(request: Request) -> Awaitable[bytes]:
     pattern, immed = None, False
     if fmtdata:
         pattern, immed = _parse(request.data_out, 8 if longlist else 4, unit.block_size)
-    running = unit.overwrite(
+    return unit.overwrite(
         Overwriting(
             _dataplane.Overwrite(unit.data_plane, pattern),
             Asc.FORMAT_IN_PROGRESS,
             Failure(Asc.MEDIUM_FORMAT_CORRUPTED),
+            began(request, immed=immed),
         )
     )
-    if immed:
-        request.reply.good()
-    return running
 
 
 def _parse(data: bytes, header: int, block_size: int) -> tuple[bytes | None, bool]:
-    """The initialization pattern, None for the default, and IMMED (SBC-5 5.5.2)."""
+    """The initialization pattern, None for the default, and IMMED (SBC-4 5.4.2)."""
     _require(data, header)
     flags = data[1]
     if data[0]:
@@ -89,7 +87,7 @@ def _parse(data: bytes, header: int, block_size: int) -> tuple[bytes | None, boo
 
 
 def _pattern(data: bytes, at: int, block_size: int) -> bytes | None:
-    """The initialization pattern descriptor at `at` (SBC-5 5.5.2.3)."""
+    """The initialization pattern descriptor at `at` (SBC-4 5.4.2)."""
     _require(data, at + _PATTERN_DESCRIPTOR)
     modifier, kind, length = data[at], data[at + 1], int.from_bytes(data[at + 2 : at + 4])
     if modifier:

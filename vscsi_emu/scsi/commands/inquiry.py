@@ -1,4 +1,4 @@
-"""INQUIRY (SPC-6 6.7): standard data here, vital product data in `vpd`."""
+"""INQUIRY (SPC-6): standard data here, vital product data in `vpd`."""
 
 import struct
 from typing import Final
@@ -6,6 +6,7 @@ from typing import Final
 from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, Flag, bit, command
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
 from vscsi_emu.scsi.peripheral import Peripheral
+from vscsi_emu.scsi.port_groups import AccessState
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import invalid_field_in_cdb
 from vscsi_emu.scsi.vpd import PageContext, vpd_page
@@ -17,6 +18,8 @@ _RMB: Final = 0x80
 _SPC_4: Final = 6
 _HISUP: Final = 0x10
 _RESPONSE_DATA_FORMAT: Final = 2
+_TPGS: Final = 0x30
+"""Asymmetric access is managed both implicitly and explicitly."""
 _3PC: Final = 0x08
 _CMDQUE: Final = 0x02
 _VERSION_DESCRIPTORS: Final = (
@@ -33,7 +36,7 @@ assert _LAYOUT.size == _SIZE
     "INQUIRY",
     0x12,
     6,
-    flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN,
+    flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN | Flag.ANY_ACCESS_STATE,
     allowed=Allowed.ALWAYS,
     lun=OBSOLETE_LUN,
     evpd=bit(1, 0),
@@ -56,8 +59,10 @@ def inquiry(request: Request) -> bytes:
 
 
 def _peripheral(request: Request) -> Peripheral:
-    if request.target.find(request.lun) is not None:
-        return Peripheral.DIRECT_ACCESS
+    if (nexus := request.target.find(request.lun)) is not None:
+        # SPC-4 5.16.2.4.5.
+        unavailable = nexus.access_state is AccessState.UNAVAILABLE
+        return Peripheral.UNAVAILABLE if unavailable else Peripheral.DIRECT_ACCESS
     return Peripheral.WELL_KNOWN if request.lun == REPORT_LUNS_WLUN else Peripheral.ABSENT
 
 
@@ -75,7 +80,7 @@ def _standard(request: Request, peripheral: Peripheral) -> bytes:
         _SPC_4,
         _HISUP | _RESPONSE_DATA_FORMAT,
         _SIZE - 5,
-        _3PC if nexus is not None else 0,
+        _TPGS | _3PC if nexus is not None else 0,
         0,
         _CMDQUE,
         *names,

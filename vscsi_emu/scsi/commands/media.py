@@ -1,6 +1,12 @@
 """SBC-5 commands on the medium: declared here, executed by the data plane."""
 
+from collections.abc import Awaitable
+from typing import Final
+
 from vscsi_emu.scsi.cdb import Allowed, Feature, Field, Route, bit, media_command
+from vscsi_emu.scsi.request import Request
+from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
+from vscsi_emu.scsi.unit import LogicalUnit
 
 _DPO = bit(1, 4)
 _FUA = bit(1, 3)
@@ -103,12 +109,34 @@ VERIFY_16 = media_command(
     blocks=_BLOCKS_16,
 )
 
+_IMMED_SYNC: Final = Field(1, high=1, low=1, slow=True)
+
+
+def _synchronize_cache(request: Request) -> bytes | Awaitable[bytes]:
+    """With IMMED the status comes first, and a failure is a deferred error (SBC-5)."""
+    unit, cdb = request.unit, request.cdb
+    unit.wake()
+    if not cdb["immed"]:
+        request.reply.execute()
+        return b""
+    if cdb["lba"] + max(cdb["blocks"], 1) > unit.blocks:
+        raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, field=2)
+    request.reply.good()
+    return _flush(unit)
+
+
+async def _flush(unit: LogicalUnit) -> bytes:
+    await unit.flush()
+    return b""
+
+
 SYNCHRONIZE_CACHE_10 = media_command(
     "SYNCHRONIZE CACHE(10)",
     0x35,
     10,
     Route.MEDIA,
-    immed=_IMMED,
+    handler=_synchronize_cache,
+    immed=_IMMED_SYNC,
     sync_nv=_SYNC_NV,
     lba=_LBA_10,
     blocks=_BLOCKS_10,
@@ -118,7 +146,8 @@ SYNCHRONIZE_CACHE_16 = media_command(
     0x91,
     16,
     Route.MEDIA,
-    immed=_IMMED,
+    handler=_synchronize_cache,
+    immed=_IMMED_SYNC,
     sync_nv=_SYNC_NV,
     lba=_LBA_16,
     blocks=_BLOCKS_16,
@@ -173,12 +202,13 @@ WRITE_ATOMIC_16 = media_command(
     blocks=Field(12, 2),
 )
 
-# A group collects attributes of commands (SBC-5 4.22), of which PRE-FETCH has none to collect.
+# A group collects attributes of commands (SBC-4 4.22), of which PRE-FETCH has none to collect.
 PRE_FETCH_10 = media_command(
     "PRE-FETCH(10)",
     0x34,
     10,
     Route.MEDIA,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     immed=_IMMED,
     lba=_LBA_10,
     group=Field(6, high=5, ignored=True),
@@ -189,6 +219,7 @@ PRE_FETCH_16 = media_command(
     0x90,
     16,
     Route.MEDIA,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     immed=_IMMED,
     lba=_LBA_16,
     group=Field(14, high=5, ignored=True),
@@ -200,6 +231,7 @@ GET_LBA_STATUS = media_command(
     16,
     Route.PYTHON,
     service_action=0x12,
+    allowed=Allowed.WRITE_EXCLUSIVE,
     lba=_LBA_16,
     allocation_length=Field(10, 4),
 )
@@ -207,12 +239,30 @@ GET_LBA_STATUS = media_command(
 _COR_DIS = bit(1, 7)
 _WR_UNCOR = bit(1, 6)
 
+
+def _write_long(request: Request) -> bytes | Awaitable[bytes]:
+    """What is wrong with it, the data plane says."""
+    unit, cdb = request.unit, request.cdb
+    unit.wake()
+    if cdb["wr_uncor"] and cdb["lba"] < unit.blocks and not unit.write_protected:
+        return _mark(request, cdb["lba"])
+    request.reply.execute()
+    return b""
+
+
+async def _mark(request: Request, lba: int) -> bytes:
+    await request.unit.bad_blocks.mark(lba)
+    request.reply.execute()
+    return b""
+
+
 # With WR_UNCOR no data is transferred, whatever BYTE TRANSFER LENGTH says.
 WRITE_LONG_10 = media_command(
     "WRITE LONG(10)",
     0x3F,
     10,
-    Route.WRITE,
+    Route.PYTHON,
+    handler=_write_long,
     cor_dis=_COR_DIS,
     wr_uncor=_WR_UNCOR,
     lba=_LBA_10,
@@ -224,6 +274,7 @@ WRITE_LONG_16 = media_command(
     16,
     Route.PYTHON,
     service_action=0x11,
+    handler=_write_long,
     cor_dis=_COR_DIS,
     wr_uncor=_WR_UNCOR,
     lba=_LBA_16,

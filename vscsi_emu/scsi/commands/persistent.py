@@ -1,4 +1,4 @@
-"""PERSISTENT RESERVE IN and OUT (SPC-6 6.17, 6.18).
+"""PERSISTENT RESERVE IN and OUT (SPC-6).
 
 REGISTER AND MOVE and REPLACE LOST RESERVATION are not supported, nor is SPEC_I_PT: each target
 port is reached by one initiator port only, so there is no other nexus to register through it.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from vscsi_emu.scsi import persistent
-from vscsi_emu.scsi.cdb import Allowed, CommandType, Field, command
+from vscsi_emu.scsi.cdb import Allowed, CommandType, Field, Flag, command
 from vscsi_emu.scsi.persistent import Kind, State, Transition
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import (
@@ -43,6 +43,7 @@ def _in(name: str, service_action: int) -> Callable[[Callable[[Request], bytes]]
             _IN,
             10,
             service_action=service_action,
+            flags=Flag.IN_STANDBY,
             allowed=Allowed.PERSISTENT,
             allocation_length=Field(7, 2),
         )(handler)
@@ -152,6 +153,7 @@ def _out(
             _OUT,
             10,
             service_action=service_action,
+            flags=Flag.IN_STANDBY,
             # Who may do it is a matter of registrations, not of access.
             allowed=Allowed.PERSISTENT,
             scope=Field(2, high=7, low=4, ignored=not typed),

@@ -1,4 +1,4 @@
-"""START STOP UNIT (SBC-5 5.31), PREVENT ALLOW MEDIUM REMOVAL (SPC-6 6.18)."""
+"""START STOP UNIT (SBC-4 5.31), PREVENT ALLOW MEDIUM REMOVAL (SPC-6)."""
 
 from collections.abc import Awaitable, Mapping
 from types import MappingProxyType
@@ -59,8 +59,10 @@ def start_stop_unit(request: Request) -> bytes | Awaitable[bytes]:
 
 
 def _enter(request: Request) -> bool:
-    """Does what is asked; whether that calls for a flush."""
+    """Does what is asked; whether that calls for a flush. Ends a background self-test (SPC-4
+    5.15.4.3)."""
     cdb, unit = request.cdb, request.unit
+    unit.self_tests.abort()
     if cdb["power_condition"] != _START_VALID:
         # START and LOEJ then say nothing. LU_CONTROL starts timers, of which there are none.
         if cdb["power_condition"] == _LU_CONTROL:

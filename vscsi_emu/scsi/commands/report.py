@@ -16,7 +16,7 @@ from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN, encode_lun
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import invalid_field_in_cdb
 
-# ── REPORT LUNS (SPC-6 6.33) ───────────────────────────────────────────────────────────────────
+# ── REPORT LUNS (SPC-6) ────────────────────────────────────────────────────────────────────────
 
 _NOT_WELL_KNOWN: Final = 0x00
 _WELL_KNOWN: Final = 0x01
@@ -30,7 +30,7 @@ _SMALLEST_ALLOCATION: Final = 16
     "REPORT LUNS",
     0xA0,
     12,
-    flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN,
+    flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN | Flag.ANY_ACCESS_STATE,
     allowed=Allowed.ALWAYS,
     select_report=Field(2),
     allocation_length=Field(6, 4),
@@ -62,7 +62,7 @@ def _selected(request: Request) -> list[int]:
     raise invalid_field_in_cdb(2, 7)
 
 
-# ── REPORT SUPPORTED OPERATION CODES (SPC-6 6.39) ──────────────────────────────────────────────
+# ── REPORT SUPPORTED OPERATION CODES (SPC-6) ───────────────────────────────────────────────────
 
 _SERVACTV: Final = 0x01
 _CTDP_ALL: Final = 0x02
@@ -78,7 +78,7 @@ _TIMEOUTS: Final = struct.pack(">HxxII", 0x0A, 0, 0)
     0xA3,
     12,
     service_action=0x0C,
-    flags=Flag.DURING_OVERWRITE,
+    flags=Flag.DURING_OVERWRITE | Flag.IN_STANDBY,
     allowed=Allowed.WRITE_EXCLUSIVE,
     rctd=bit(2, 7),
     reporting_options=Field(2, high=2),
@@ -139,7 +139,7 @@ def _requested(request: Request) -> CommandType | None:
     raise invalid_field_in_cdb(2, 2)
 
 
-# ── REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6 6.40) ────────────────────────────────────
+# ── REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6) ─────────────────────────────────────────
 
 _ATS, _ATSS, _CTSS, _LURS, _QTS = 0x80, 0x40, 0x10, 0x08, 0x04
 _QTSS, _ITNRS = 0x02, 0x01
@@ -150,7 +150,7 @@ _QTSS, _ITNRS = 0x02, 0x01
     0xA3,
     12,
     service_action=0x0D,
-    flags=Flag.DURING_OVERWRITE,
+    flags=Flag.DURING_OVERWRITE | Flag.IN_STANDBY,
     allowed=Allowed.WRITE_EXCLUSIVE,
     repd=bit(2, 7),
     allocation_length=Field(6, 4),

@@ -1,4 +1,4 @@
-"""RESERVE and RELEASE of SPC-2 (clauses 7.21, 7.22, 7.16, 7.17), for hosts that still use them.
+"""RESERVE and RELEASE of SPC-2, for hosts that still use them.
 
 Third parties, extents and elements, which SPC-2 leaves optional or obsolete, are not supported.
 """

@@ -1,4 +1,4 @@
-"""SANITIZE (SBC-5 5.28).
+"""SANITIZE (SBC-4 5.30).
 
 What the storage keeps of freed or overwritten blocks (snapshots, copies on write, a disk's own
 spare blocks) is beyond the reach of any of these.
@@ -12,7 +12,7 @@ from typing import Final, NamedTuple
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.cdb import Field, bit, command
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
-from vscsi_emu.scsi.request import Request
+from vscsi_emu.scsi.request import Request, began
 from vscsi_emu.scsi.sense import (
     Asc,
     ScsiError,
@@ -106,14 +106,14 @@ def cryptographic_erase(request: Request) -> Awaitable[bytes]:
     ause=Field(1, high=5, low=5, ignored=True),
     parameter_list_length=_PARAMETER_LIST_LENGTH,
 )
-def exit_failure_mode(request: Request) -> bytes:
+async def exit_failure_mode(request: Request) -> bytes:
     """GOOD too where nothing has failed: there is no failure mode afterwards."""
     _no_parameter_list(request)
     failure = request.unit.failure
     if failure is not None and failure.code is Asc.SANITIZE_COMMAND_FAILED:
         if failure.restricted:
             raise invalid_field_in_cdb(1, 4)
-        request.unit.forget_failure()
+        await request.unit.forget_failure()
     return b""
 
 
@@ -148,7 +148,6 @@ def _check(request: Request) -> _Mode:
 
 def _start(request: Request, work: _dataplane.Overwrite, mode: _Mode) -> Awaitable[bytes]:
     failure = Failure(Asc.SANITIZE_COMMAND_FAILED, restricted=not mode.ause)
-    running = request.unit.overwrite(Overwriting(work, Asc.SANITIZE_IN_PROGRESS, failure))
-    if mode.immed:
-        request.reply.good()
-    return running
+    return request.unit.overwrite(
+        Overwriting(work, Asc.SANITIZE_IN_PROGRESS, failure, began(request, immed=mode.immed))
+    )

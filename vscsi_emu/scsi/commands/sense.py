@@ -1,7 +1,8 @@
-"""REQUEST SENSE and TEST UNIT READY (SPC-6 6.37, 6.47)."""
+"""REQUEST SENSE and TEST UNIT READY (SPC-6)."""
 
 from vscsi_emu.scsi.cdb import OBSOLETE_LUN, Allowed, Field, Flag, bit, command
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN
+from vscsi_emu.scsi.port_groups import AccessState
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
@@ -22,7 +23,7 @@ def test_unit_ready(request: Request) -> bytes:
     "REQUEST SENSE",
     0x03,
     6,
-    flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN,
+    flags=Flag.SKIPS_ATTENTION | Flag.ANY_LUN | Flag.WELL_KNOWN | Flag.ANY_ACCESS_STATE,
     allowed=Allowed.ALWAYS,
     lun=OBSOLETE_LUN,
     desc=bit(1, 0),
@@ -35,12 +36,15 @@ def request_sense(request: Request) -> bytes:
 
 def _state(request: Request) -> ScsiError:
     nexus = request.target.find(request.lun)
-    if nexus is None:
+    # INQUIRY says of either that no device is there (SPC-4 6.39).
+    if nexus is None or nexus.access_state is AccessState.UNAVAILABLE:
         if request.lun != REPORT_LUNS_WLUN:
             return ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_UNIT_NOT_SUPPORTED)
-    elif (error := request.target.take(nexus)) is not None or (
-        error := nexus.unit.unready
-    ) is not None:
+    elif (
+        (error := request.target.take(nexus)) is not None
+        or (error := nexus.unit.unready) is not None
+        or (error := nexus.unit.self_tests.in_progress) is not None
+    ):
         return error
     elif (condition := nexus.unit.readiness.low_power) is not None:
         return ScsiError(SenseKey.NO_SENSE, condition)

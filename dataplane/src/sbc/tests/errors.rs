@@ -5,6 +5,7 @@ use std::sync::Mutex;
 
 use super::super::cdb::opcode::*;
 use super::*;
+use crate::engine::space::SpaceSoon;
 use crate::engine::{IoKind, Partial};
 
 const READ: Io = Io {
@@ -58,6 +59,14 @@ fn errno_becomes_sense() {
         ..READ
     };
     assert_eq!(key_and_code(&flush, libc::EIO), (3, 0x0c00));
+}
+
+#[test]
+fn a_lack_of_space_is_temporary_while_some_is_being_freed() {
+    let outcome = ended(&WRITE, Error::other(SpaceSoon));
+    let sense = outcome.sense.as_bytes();
+    assert_eq!((outcome.status, sense[2]), (2, 2));
+    assert_eq!(sense[12..14], [0x04, 0x14]);
 }
 
 #[test]

@@ -20,15 +20,29 @@ fn only_these_run_alone() {
         cdb16(ORWRITE_16, 0, 0, 1),
         write_atomic(0, 0, 4),
     ] {
-        assert_eq!(turn(&cdb), Turn::Exclusive, "{cdb:02x?}");
+        assert_eq!(turn(&cdb, false), Turn::Exclusive, "{cdb:02x?}");
     }
     for cdb in [
         cdb16(WRITE_16, 0, 0, 1),
         cdb10(READ_10, 0, 0, 1),
         vec![0xee; 16],
     ] {
-        assert_eq!(turn(&cdb), Turn::Shared, "{cdb:02x?}");
+        assert_eq!(turn(&cdb, true), Turn::Shared, "{cdb:02x?}");
     }
+}
+
+#[test]
+fn what_frees_space_that_is_counted_runs_alone_too() {
+    const FREES: u8 = 8;
+    for cdb in [
+        cdb10(UNMAP, 0, 0, 24),
+        cdb10(WRITE_SAME, FREES, 0, 1),
+        cdb16(WRITE_SAME_16, FREES, 0, 1),
+    ] {
+        assert_eq!(turn(&cdb, true), Turn::Exclusive, "{cdb:02x?}");
+        assert_eq!(turn(&cdb, false), Turn::Shared, "{cdb:02x?}");
+    }
+    assert_eq!(turn(&cdb16(WRITE_SAME_16, 0, 0, 1), true), Turn::Shared);
 }
 
 #[test]
@@ -40,15 +54,15 @@ fn what_is_refused() {
     for (cdb, sense) in [
         (compare_and_write(0x20, 0, 1), illegal(0x2400, 1, Some(7))),
         (compare_and_write(0, 0, 11), illegal(0x2400, 13, None)),
-        (compare_and_write(0, 91, 10), illegal(0x2100, 2, None)),
-        (compare_and_write(0, 100, 0), illegal(0x2100, 2, None)),
+        (compare_and_write(0, 91, 10), out_of_range(100)),
+        (compare_and_write(0, 100, 0), out_of_range(100)),
         (cdb16(ORWRITE_16, 0x20, 0, 1), illegal(0x2400, 1, Some(7))),
-        (cdb16(ORWRITE_16, 0, 99, 2), illegal(0x2100, 2, None)),
+        (cdb16(ORWRITE_16, 0, 99, 2), out_of_range(100)),
         (write_atomic(0x20, 0, 4), illegal(0x2400, 1, Some(7))),
         (write_atomic(0, 1, 4), illegal(0x2400, 2, None)),
         (write_atomic(0, 0, 5), illegal(0x2400, 12, None)),
         (write_atomic(0, 0, 36), illegal(0x2400, 12, None)),
-        (write_atomic(0, 96, 8), illegal(0x2100, 2, None)),
+        (write_atomic(0, 96, 8), out_of_range(100)),
     ] {
         assert_eq!(refused(plan_roomy(&policy, &cdb)), sense, "{cdb:02x?}");
     }

@@ -116,7 +116,7 @@ fn allocation_length_and_range() {
     }
     assert_eq!(data.content(4), [0, 0, 0, 20]);
     let sense = refused(plan_roomy(&policy, &get_lba_status(100, 24)));
-    assert_eq!(sense, illegal(0x2100, 2, None));
+    assert_eq!(sense, out_of_range(100));
 }
 
 #[test]
@@ -141,6 +141,6 @@ fn prefetch_is_a_hint_for_a_checked_range() {
         assert_eq!(outcome, Outcome::good(0));
     }
     for cdb in [cdb10(PRE_FETCH, 0, 100, 0), cdb16(PRE_FETCH_16, 0, 99, 2)] {
-        assert_eq!(refused(plan_roomy(&policy, &cdb)), illegal(0x2100, 2, None));
+        assert_eq!(refused(plan_roomy(&policy, &cdb)), out_of_range(100));
     }
 }

@@ -5,6 +5,7 @@ mod lba_status;
 mod model;
 mod overwrite;
 mod parameter_lists;
+mod scan;
 mod write_long;
 
 use libc::iovec;
@@ -15,7 +16,7 @@ use crate::engine::testing::{drive, Guest};
 use crate::engine::{Engine, Io};
 use crate::policy::LunPolicy;
 
-fn policy(block_size: u32, blocks: u64) -> LunPolicy {
+pub(crate) fn policy(block_size: u32, blocks: u64) -> LunPolicy {
     LunPolicy {
         block_size,
         blocks,
@@ -102,6 +103,20 @@ fn illegal(code: u16, byte: u8, bit: Option<u8>) -> Vec<u8> {
     vec![
         0x70, 0, 5, 0, 0, 0, 0, 10, 0, 0, 0, 0, asc, ascq, 0, flags, 0, byte,
     ]
+}
+
+/// LOGICAL BLOCK ADDRESS OUT OF RANGE of the LBA in byte 2; `first` is the first that is missing.
+fn out_of_range(first: u64) -> Vec<u8> {
+    with_information(illegal(0x2100, 2, None), first)
+}
+
+/// Fixed format has room for 32 bits.
+fn with_information(mut sense: Vec<u8>, information: u64) -> Vec<u8> {
+    if let Ok(information) = u32::try_from(information) {
+        sense[0] |= 0x80;
+        sense[3..7].copy_from_slice(&information.to_be_bytes());
+    }
+    sense
 }
 
 fn io(plan: Plan) -> Io {

@@ -58,10 +58,7 @@ fn what_is_planned_and_what_is_refused() {
             cdb10(WRITE_LONG, COR_DIS, 5, 512),
             illegal(0x2400, 1, Some(6)),
         ),
-        (
-            cdb10(WRITE_LONG, WR_UNCOR, 100, 0),
-            illegal(0x2100, 2, None),
-        ),
+        (cdb10(WRITE_LONG, WR_UNCOR, 100, 0), out_of_range(100)),
     ] {
         assert_eq!(refused(plan_roomy(&policy, &cdb)), sense);
     }
