@@ -11,6 +11,7 @@ from vscsi_emu.backends.uri import LunSpec, SpecError
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import Engine, Inbox, Transfer
+    from vscsi_emu.scsi.device import Device
     from vscsi_emu.scsi.provisioning import ThinSpace
 
 
@@ -38,6 +39,8 @@ class Backend:
     """Keys of this scheme only, each with a line of help."""
 
     engine: Engine
+    device: Device | None = None
+    """Where it is no disk; `engine` is not used then."""
     name: str
     """What the default identity is derived from: the same at every start, unique to the data."""
     thin: ThinSpace | None = None

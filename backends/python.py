@@ -1,4 +1,4 @@
-"""``python:MODULE:CLASS`` or ``python:FILE.py:CLASS``: a `Storage` that a program keeps itself."""
+"""``python:MODULE:CLASS`` or ``python:FILE.py:CLASS``: a `Storage` or a `Device` of a program."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from vscsi_emu.backends.base import Backend, BackendError, Owner
 from vscsi_emu.backends.space import thin_space
 from vscsi_emu.backends.storage import Storage
 from vscsi_emu.backends.uri import LunSpec, SpecError
+from vscsi_emu.scsi.device import Device
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 
 if TYPE_CHECKING:
@@ -28,18 +29,25 @@ log = logging.getLogger(__name__)
 
 
 class PythonBackend(Backend):
-    """Makes the object, and has it asked on threads of its own."""
+    """Makes the object. A storage is asked on threads of its own."""
 
     KEYS: ClassVar[Mapping[str, str]] = {"argument": "text that the class is given"}
 
     def __init__(self, spec: LunSpec, name: str) -> None:
         super().__init__(spec, f"{spec}#{name}")
-        self.storage = _make(spec)
-        if spec.block_size is None:
-            self.block_size = self.storage.block_size
-        self.check_size(self.storage.size, f"let size be a multiple of {self.block_size}")
-        self._threads = ThreadPoolExecutor(self.storage.threads, "vscsi-storage")
+        made = _make(spec)
         self._stop: Callable[[], None] | None = None
+        if isinstance(made, Device):
+            self.device = made
+        else:
+            self._set_storage(made)
+
+    def _set_storage(self, storage: Storage) -> None:
+        if self.spec.block_size is None:
+            self.block_size = storage.block_size
+        self.check_size(storage.size, f"let size be a multiple of {self.block_size}")
+        self.storage = storage
+        self._threads = ThreadPoolExecutor(storage.threads, "vscsi-storage")
 
     def limit_space(self) -> None:
         if thin_space(self.spec) is not None:
@@ -48,6 +56,8 @@ class PythonBackend(Backend):
             )
 
     def start(self, owner: Owner) -> None:
+        if self.device is not None:
+            return
         token = owner.add_engine(self._queue)
         self._stop = partial(owner.remove_engine, token)
         self.engine = _dataplane.Engine.python(
@@ -58,10 +68,13 @@ class PythonBackend(Backend):
         )
 
     def flush(self) -> None:
-        if not self.spec.read_only:
+        if self.device is None and not self.spec.read_only:
             self._threads.submit(self.storage.flush).result()
 
     def close(self) -> None:
+        if self.device is not None:
+            self.device.close()
+            return
         if self._stop:
             self._stop()
         self._threads.submit(self.storage.close).result()
@@ -99,19 +112,21 @@ class PythonBackend(Backend):
         return b""
 
 
-def _make(spec: LunSpec) -> Storage:
+def _make(spec: LunSpec) -> Storage | Device:
     place, has_class, name = spec.location.rpartition(":")
     if not has_class or not place or not name:
         raise SpecError(f"{spec}: write python:MODULE:CLASS or python:FILE.py:CLASS")
     found = getattr(_module(spec, place), name, None)
-    if not (isinstance(found, type) and issubclass(found, Storage)):
-        raise BackendError(f"{spec}: {place} has no class {name} that is a vscsi_emu.Storage")
-    make: Callable[..., Storage] = found
+    if not (isinstance(found, type) and issubclass(found, Storage | Device)):
+        raise BackendError(f"{spec}: {place} has no class {name} that is a Storage or a Device")
+    make: Callable[..., Storage | Device] = found
     argument = spec.extra.get("argument")
     try:
         made = make() if argument is None else make(argument)
     except Exception as error:
         raise BackendError(f"{spec}: {name}: {type(error).__name__}: {error}") from error
+    if isinstance(made, Device):
+        return made
     if made.block_size not in (512, 4096) or made.threads < 1 or not hasattr(made, "size"):
         raise BackendError(f"{spec}: {name} needs size, block_size 512 or 4096, threads >= 1")
     return made

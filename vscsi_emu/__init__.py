@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 __all__ = [
     "AsyncHba",
     "Config",
+    "Device",
     "Hba",
     "ScsiError",
     "Service",
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from vscsi_emu.api import AsyncHba, Hba
     from vscsi_emu.backends.storage import Storage
     from vscsi_emu.config import Config, from_arguments, from_file
+    from vscsi_emu.scsi.device import Device
     from vscsi_emu.scsi.sense import ScsiError
     from vscsi_emu.service import Service
 else:
@@ -33,6 +35,7 @@ else:
         {
             "AsyncHba": "vscsi_emu.api",
             "Config": "vscsi_emu.config",
+            "Device": "vscsi_emu.scsi.device",
             "Hba": "vscsi_emu.api",
             "ScsiError": "vscsi_emu.scsi.sense",
             "Service": "vscsi_emu.service",

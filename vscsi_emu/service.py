@@ -21,6 +21,7 @@ from vscsi_emu.config import Config, ConfigError, LunConfig, default_id, place
 from vscsi_emu.disk import Disk, OperationError
 from vscsi_emu.hba import Address, Hba, LunBusyError
 from vscsi_emu.runtime import Runtime, usable_cpus
+from vscsi_emu.scsi.device import DeviceUnit
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.store import SavedStateError, StateStore
 from vscsi_emu.scsi.tokens import Tokens
@@ -331,14 +332,15 @@ def _logical_unit(
     backend: Backend, runtime: Runtime, tokens: Tokens, store: StateStore | None
 ) -> LogicalUnit:
     spec = backend.spec
-    names = {"vendor": spec.vendor, "product": spec.product}
+    if backend.device is not None:
+        return DeviceUnit(
+            backend.device,
+            _identity(backend, product=backend.device.product),
+            quiesce=runtime.quiesce,
+        )
     return LogicalUnit(
         backend.engine,
-        Identity(
-            backend.serial,
-            bytes.fromhex(backend.naa),
-            **{name: text for name, text in names.items() if text is not None},
-        ),
+        _identity(backend),
         block_size=backend.block_size,
         physical_block_exponent=backend.physical_block_exponent,
         read_only=spec.read_only,
@@ -354,6 +356,13 @@ def _logical_unit(
         thin=backend.thin,
         watcher=runtime.watch,
     )
+
+
+def _identity(backend: Backend, **names: str) -> Identity:
+    """`names` are those that the user's take the place of."""
+    given = {"vendor": backend.spec.vendor, "product": backend.spec.product}
+    names |= {name: text for name, text in given.items() if text is not None}
+    return Identity(backend.serial, bytes.fromhex(backend.naa), **names)
 
 
 async def _retire(disk: Disk) -> None:

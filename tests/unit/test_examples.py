@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -52,6 +53,19 @@ def test_a_row_that_comes_out_otherwise_fails_the_example(
     monkeypatch.setattr(dma_coherency, "run", lambda _: dma_coherency.Outcome("hang", None))
     assert dma_coherency.main() == 1
     assert "1 rows are not as the rules say" in capsys.readouterr().out
+
+
+def test_a_custom_command_is_known_to_all_disks() -> None:
+    run = subprocess.run(
+        [sys.executable, ROOT / "examples/custom_command.py"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    dark, lit, refused = run.stdout.splitlines()
+    assert (dark, lit) == ("0:0 is dark", "1:0 is lit")
+    assert refused == "a reserved bit: sense 70 00 05 00 00 00 00 0a 00 00 00 00 24 00 00 c9 00 01"
 
 
 def test_a_backend_in_thirty_lines_of_python() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -126,18 +127,23 @@ class Lab:
         """Our own driver in this process, the disks that are there now found; until the end."""
         return self._stack.enter_context(self.hba.driver(options))
 
-    def linux_guest(self, kind: Kind = "uml", *, memory_mib: int = 512) -> LinuxGuest:
-        """A Linux kernel that is attached when it runs. `GuestUnavailable` where it cannot."""
+    def linux_guest(
+        self, kind: Kind = "uml", *, modules: Sequence[str] = (), memory_mib: int = 512
+    ) -> LinuxGuest:
+        """A Linux kernel that is attached when it runs; `modules` are further ones of it to load.
+        `GuestUnavailable` where it cannot run."""
         guest: LinuxGuest
         if kind == "uml":
-            guest = UmlGuest([self.socket], memory_mib=memory_mib)
+            guest = UmlGuest([self.socket], modules=modules, memory_mib=memory_mib)
         elif kind == "qemu":
             space = self.hba.device.config
             properties = (
                 f"num_queues={space.num_queues},max_sectors={space.max_sectors},"
                 f"cmd_per_lun={space.cmd_per_lun}"
             )
-            guest = QemuGuest([self.socket], properties=properties, memory_mib=memory_mib)
+            guest = QemuGuest(
+                [self.socket], properties=properties, modules=modules, memory_mib=memory_mib
+            )
         else:
             raise ValueError(f"no guest is called {kind!r}; use 'uml' or 'qemu'")
         guest.require()

@@ -6,7 +6,7 @@ A failed test's report ends with what its HBA was and what happened to it last.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,13 +73,15 @@ def builtin_guest(scsi_lab: Lab) -> Callable[..., ScsiHost]:
 
 @pytest.fixture
 def linux_guest(scsi_lab: Lab) -> Callable[..., LinuxGuest]:
-    """`linux_guest(kind="uml"|"qemu", memory_mib=512)`, a kernel that `run`s a script with the
-    HBA attached: `Lab.linux_guest`. The test is skipped where the machine has no such guest."""
+    """`linux_guest(kind="uml"|"qemu", modules=(), memory_mib=512)`, a kernel that `run`s a script
+    with the HBA attached: `Lab.linux_guest`. Where the machine has none the test is skipped."""
     from vscsi_emu.testing.errors import GuestUnavailable
 
-    def guest(kind: Kind = "uml", *, memory_mib: int = 512) -> LinuxGuest:
+    def guest(
+        kind: Kind = "uml", *, modules: Sequence[str] = (), memory_mib: int = 512
+    ) -> LinuxGuest:
         try:
-            return scsi_lab.linux_guest(kind, memory_mib=memory_mib)
+            return scsi_lab.linux_guest(kind, modules=modules, memory_mib=memory_mib)
         except GuestUnavailable as error:
             if os.environ.get(REQUIRE):
                 raise
