@@ -17,6 +17,7 @@ from vscsi_emu.scsi.identity import MAX_SERIAL, PRODUCT_SIZE, VENDOR_SIZE
 
 MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
+MAX_QUEUE_DEPTH: Final = 65535
 MAX_PHYSICAL_BLOCK: Final = 1 << 20
 
 ADDRESS: Final = re.compile(r"(\d+):(\d+)", re.ASCII)
@@ -57,6 +58,8 @@ class LunSpec:
     """Name of that space, which all units with this name share."""
     soft_threshold: int | None = None
     """Percent of the space in use at which initiators are told."""
+    queue_depth: int | None = None
+    """The most commands in the task set, then TASK SET FULL."""
     state: str | None = None
     """File that keeps what must outlive the server, such as persistent reservations."""
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -141,6 +144,13 @@ def _percent(text: str) -> int:
     return int(text)
 
 
+def _queue_depth(text: str) -> int:
+    depth = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= depth <= MAX_QUEUE_DEPTH:
+        raise SpecError(f"{text!r} is not a number of commands from 1 to {MAX_QUEUE_DEPTH}")
+    return depth
+
+
 def _naa(text: str) -> str:
     digits = text.lower().removeprefix("0x").removeprefix("naa.")
     if not re.fullmatch(r"[235][0-9a-f]{15}|6[0-9a-f]{31}", digits):
@@ -187,6 +197,7 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "soft-threshold": _Key("soft_threshold", _percent),
         "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
+        "queue-depth": _Key("queue_depth", _queue_depth),
         "state": _Key("state", _path),
     }
 )

@@ -176,11 +176,14 @@ class LunPolicy:
         max_compare_and_write_blocks: int = 0,
         max_atomic_blocks: int = 0,
         atomic_granularity_blocks: int = 0,
+        qerr: int = 0,
+        restricted_reordering: bool = False,
     ) -> Self:
         """Limits of 0 mean: no limit. `unmap`: UNMAP and WRITE SAME with UNMAP deallocate;
         deallocated blocks read as zeros. The last three are exceptions: COMPARE AND
         WRITE takes that many blocks, WRITE ATOMIC too, 0 none; `atomic_granularity_blocks` is of
-        its length and of its LBA."""
+        its length and of its LBA. `qerr`: QERR, 0, 1 or 3; `restricted_reordering`: QUEUE ALGORITHM
+        MODIFIER 0h, SIMPLE commands keep their order (SPC-6, Control mode page)."""
     block_size: int
     blocks: int
     write_protected: bool
@@ -194,6 +197,8 @@ class LunPolicy:
     max_compare_and_write_blocks: int
     max_atomic_blocks: int
     atomic_granularity_blocks: int
+    qerr: int
+    restricted_reordering: bool
     def replace(self, **changes: int) -> LunPolicy:
         """A copy with these fields changed."""
 
@@ -207,21 +212,37 @@ class Lu:
         policy: LunPolicy,
         routes: bytes,
         usage_maps: Mapping[int, bytes] | None = None,
+        *,
+        queue_depth: int = 0,
     ) -> Self:
         """`routes`: 256 ROUTE_* values indexed by OPERATION CODE, made from the CDB table.
         `usage_maps`: CDB usage maps of the media commands (opcode → bytes). A command with a bit
         set that its map does not define comes to Python, which refuses it with the field
-        pointer: the fast way never skips that check."""
+        pointer: the fast way never skips that check. `queue_depth`: most commands in the task set,
+        then TASK SET FULL, or BUSY for a nexus that has none there; 0: no limit."""
     def mark_bad(self, offset: int, length: int) -> None:
         """These bytes, a block, read as an error until they are written; as WRITE LONG does."""
     policy: LunPolicy
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
     def engine(self) -> Engine: ...
+    def hold(self) -> Held:
+        """As long as this is in effect, no dormant command of the unit is enabled, and those that
+        come are dormant, but for HEAD OF QUEUE and ACA."""
+    @property
+    def aca(self) -> bool:
+        """Whether an ACA condition is in effect (SAM-6), of whichever nexus."""
     @property
     def errors(self) -> tuple[int, int, int, int]:
         """Commands that the data plane ended with an uncorrected error of a write, of a read or of
         a verification, and with an error of our own, since the unit was made."""
+
+@final
+class Held:
+    """A task set stands still until this is left, as a context manager, or gone."""
+
+    def __enter__(self) -> Self: ...
+    def __exit__(self, *_error: object) -> None: ...
 
 @final
 class Scan:
@@ -310,6 +331,11 @@ class Nexus:
     @property
     def pending(self) -> int:
         """Commands of this nexus in the inbox or with Python, not yet decided."""
+    @property
+    def faulted(self) -> bool:
+        """Whether the ACA condition in effect is this nexus's."""
+    def clear_aca(self) -> bool:
+        """Clears it: waiting commands go on. Whether there was one of this nexus."""
 
 @final
 class Port:
@@ -320,10 +346,10 @@ class Port:
     sense_size: int
     inout: bool
     """VIRTIO_SCSI_F_INOUT negotiated."""
-    def set_luns(self, luns: Mapping[tuple[int, int], Nexus]) -> None:
-        """(target, LUN) → nexus, swapped atomically. A request to a target without any entry is
-        answered BAD_TARGET; to an absent LUN of a known target, or to a well-known LU, it comes to
-        Python with `nexus` None."""
+    def set_luns(self, luns: Mapping[tuple[int, int], Nexus], targets: Sequence[int] = ...) -> None:
+        """(target, LUN) → nexus, swapped atomically. A request to a target without any entry, and
+        not in `targets`, is answered BAD_TARGET; to an absent LUN of a known target, or to a
+        well-known LU, it comes to Python with `nexus` None."""
 
 # ── Workers and the inbox ──────────────────────────────────────────────────────────────────────
 
@@ -392,6 +418,10 @@ class Notice:
     - ``"denied"``: I/O address `value` is mapped, but not for access `token`; "broken" is next
     - ``"broken"``: the ring of `queue` broke an invariant; it is stopped; `text` says how
     - ``"warning"``: `text` is worth one log line
+    - ``"fault"``: a command of `nexus`, sent through `port`, ended with CHECK CONDITION, and QERR
+      says that commands are to be aborted for that. Until this object is gone the task set is
+      held (`Lu.hold`): start the aborts before. `value`: commands with this stamp or a lower
+      one came before
     """
 
     @property
@@ -402,6 +432,10 @@ class Notice:
     def value(self) -> int: ...
     @property
     def queue(self) -> Queue | None: ...
+    @property
+    def port(self) -> Port | None: ...
+    @property
+    def nexus(self) -> Nexus | None: ...
     @property
     def text(self) -> str: ...
 
@@ -453,24 +487,31 @@ class Worker:
         token: int,
         response: int,
         *,
+        status: int = 0,
         port: Port | None = None,
         lu: Lu | None = None,
+        nexus: Nexus | None = None,
         tag: int | None = None,
+        until: int | None = None,
     ) -> None:
-        """Ends matching commands with `response` (None matches all). First takes what the queues
-        of `port` already offer, so that a command queued before the TMF is hit by it. "done" when
-        the last one is complete; `value` = commands hit."""
+        """Ends matching commands with `response` and, where that is OK, SAM `status` (None matches
+        all; `until`: stamps up to this one, see `Notice`). First takes what the queues of `port`
+        already offer, so that a command queued before the TMF is hit by it. "done" when the last
+        one is complete; `value` = commands hit. With `lu` or `nexus` and without `tag`, the unit's
+        task set is held (`Lu.hold`) until this worker has looked at all of its own commands."""
     def query(
         self,
         token: int,
         *,
         port: Port | None = None,
         lu: Lu | None = None,
+        nexus: Nexus | None = None,
         tag: int | None = None,
     ) -> None:
         """Counts matching commands in the task set now (after taking as above): "done", `value`."""
     def quiesce(self, token: int, *, lu: Lu | None = None) -> None:
-        """Says "done" when commands of `lu` that ran at this call (not with Python) are over."""
+        """Says "done" when commands of `lu` that ran at this call are over: not those with
+        Python, nor dormant ones, which have yet to come to the gate."""
     def quiesce_range(self, token: int, memory: GuestMemory, iova: int, size: int) -> None:
         """After `GuestMemory.iotlb_invalidate`: says "done" when no ring and no command, here or
         with Python, uses a translation of these I/O addresses found before; `value`: commands

@@ -6,10 +6,11 @@ complete: the data plane reports an abort done only then.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import TYPE_CHECKING
 
-from vscsi_emu.scsi.sense import Asc
+from vscsi_emu.scsi.task_set import clear
 from vscsi_emu.virtio.scsi import (
     FUNCTION_COMPLETE,
     SINGLE_LEVEL,
@@ -78,28 +79,31 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
     if isinstance(nexus, Response):
         return nexus
     runtime, port, lu = hba.runtime, hba.port, nexus.unit.data_plane
+    mine = nexus.data_plane
     match tmf.subtype:
         case TmfType.ABORT_TASK:
             # SAM-6: complete too when there is no such command.
-            await runtime.abort(Response.ABORTED, port=port, lu=lu, tag=tmf.id)
+            await runtime.abort(Response.ABORTED, port=port, nexus=mine, tag=tmf.id)
         case TmfType.ABORT_TASK_SET:
-            await runtime.abort(Response.ABORTED, port=port, lu=lu)
+            await nexus.abort()
         case TmfType.CLEAR_TASK_SET:
-            # TST is 000b: one task set for all nexuses.
-            await runtime.abort(Response.ABORTED, lu=lu)
-            nexus.unit.establish(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR, but=nexus)
+            await clear(nexus.unit, nexus)
+        case TmfType.CLEAR_ACA if not mine.clear_aca() and lu.aca:
+            # SAM-6: from the faulted nexus only.
+            return Response.FUNCTION_REJECTED
+        case TmfType.CLEAR_ACA:
+            pass
         case TmfType.LOGICAL_UNIT_RESET:
             await runtime.abort(Response.RESET, lu=lu)
             with hba.resetting(nexus):
                 nexus.unit.reset()
         case TmfType.QUERY_TASK:
-            if await runtime.query(port=port, lu=lu, tag=tmf.id):
+            if await runtime.query(port=port, nexus=mine, tag=tmf.id):
                 return Response.FUNCTION_SUCCEEDED
         case TmfType.QUERY_TASK_SET:
-            if await runtime.query(port=port, lu=lu):
+            if await runtime.query(port=port, nexus=mine):
                 return Response.FUNCTION_SUCCEEDED
         case _:
-            # CLEAR ACA belongs to ACA, which INQUIRY's NORMACA says is not supported here.
             return Response.FUNCTION_REJECTED
     return FUNCTION_COMPLETE
 
@@ -109,8 +113,11 @@ async def _reset_nexus(hba: Hba, lun: bytes) -> Response:
     target = _target(hba, lun)
     if target is None:
         return Response.BAD_TARGET
-    for nexus in list(target.nexuses.values()):
-        await hba.runtime.abort(Response.RESET, port=hba.port, lu=nexus.unit.data_plane)
+    aborting = [
+        hba.runtime.abort(Response.RESET, port=hba.port, nexus=nexus.data_plane)
+        for nexus in target.nexuses.values()
+    ]
+    await asyncio.gather(*aborting)
     target.nexus_loss()
     return FUNCTION_COMPLETE
 

@@ -11,7 +11,15 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -25,7 +33,9 @@ from vscsi_emu.journal import Kind
 from vscsi_emu.scsi.dispatch import handle
 from vscsi_emu.scsi.lun import decode_lun
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort
+from vscsi_emu.scsi.status import Status
 from vscsi_emu.scsi.target import Target
+from vscsi_emu.scsi.task_set import check_condition
 from vscsi_emu.tmf_record import tmf_record
 from vscsi_emu.virtio.config import ByteOrder, ScsiConfig
 from vscsi_emu.virtio.features import Feature
@@ -388,6 +398,11 @@ class Hba:
     def on_event_buffers(self, queue: Queue) -> None:
         self._events.buffers_arrived()
 
+    def on_fault(self, nexus: _dataplane.Nexus, until: int) -> None:
+        for candidate in self._nexuses():
+            if candidate.data_plane == nexus:
+                self._spawn(_run(check_condition(candidate, until)))
+
     def on_miss(self, queue: Queue, iova: int, access: int) -> None:
         if self._iommu:
             self._iommu.miss(queue, iova, access)
@@ -449,6 +464,9 @@ class Hba:
         been silent for a while, so that it can write back what it has. At the deadline what is
         left ends with FAILURE; without `force` everything stays, the driver is told to look
         again, and `LunBusyError` says which unit was busy.
+
+        Targets stay, even without any LUN: commands to those that they have not end with LOGICAL
+        UNIT NOT SUPPORTED.
         """
         nexuses = {address: self._present(address) for address in addresses}
         self._leaving.update(dict.fromkeys(nexuses.values(), asyncio.get_running_loop().time()))
@@ -463,7 +481,7 @@ class Hba:
             self._detach(nexuses)
             await asyncio.gather(
                 *(
-                    self.runtime.abort(Response.FAILURE, port=self.port, lu=nexus.data_plane.lu)
+                    self.runtime.abort(Response.FAILURE, port=self.port, nexus=nexus.data_plane)
                     for nexus in nexuses.values()
                 )
             )
@@ -498,7 +516,7 @@ class Hba:
             since = loop.time() - min(_SILENCE, deadline)
             for address, nexus in list(waiting.items()):
                 if self._leaving[nexus] <= since and not await self.runtime.query(
-                    port=self.port, lu=nexus.data_plane.lu
+                    port=self.port, nexus=nexus.data_plane
                 ):
                     del waiting[address]
         return None
@@ -509,8 +527,6 @@ class Hba:
             for lun in luns:
                 nexuses[number, lun].on_attention = None
             target.detach(luns)
-            if not target.nexuses:
-                del self.targets[number]
         self._publish_luns()
 
     @contextmanager
@@ -549,9 +565,18 @@ class Hba:
         for lun in luns:
             nexus = target.nexuses[lun]
             nexus.on_attention = partial(self._on_attention, nexus, (number, lun))
-            nexus.abort = partial(
-                self.runtime.abort, Response.ABORTED, port=self.port, lu=nexus.unit.data_plane
-            )
+            nexus.abort = partial(self._abort, nexus.data_plane)
+
+    def _abort(
+        self, nexus: _dataplane.Nexus, *, status: Status | None = None, until: int | None = None
+    ) -> Awaitable[int]:
+        return self.runtime.abort(
+            Response.ABORTED if status is None else Response.OK,
+            status=status or 0,
+            port=self.port,
+            nexus=nexus,
+            until=until,
+        )
 
     def _target_name(self, number: int) -> bytes:
         """A locally assigned NAA name (SPC-6) of a target port, stable over restarts."""
@@ -565,7 +590,8 @@ class Hba:
                 (number, lun): nexus.data_plane
                 for number, target in self.targets.items()
                 for lun, nexus in target.nexuses.items()
-            }
+            },
+            targets=list(self.targets),
         )
         limits = [
             nexus.unit.limits.max_transfer_blocks * nexus.unit.block_size // _SECTOR
@@ -613,3 +639,7 @@ def _by_target(addresses: Iterable[Address]) -> dict[int, list[int]]:
     for target, lun in addresses:
         luns.setdefault(target, []).append(lun)
     return luns
+
+
+async def _run(work: Awaitable[None]) -> None:
+    await work

@@ -6,7 +6,9 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         GuestMemory,
         Inbox,
         Lu,
+        Nexus,
         Notice,
         Port,
         Queue,
@@ -40,6 +43,7 @@ class PortOwner(Protocol):
     def on_command(self, command: Command) -> None: ...
     def on_control(self, control: Control) -> None: ...
     def on_event_buffers(self, queue: Queue) -> None: ...
+    def on_fault(self, nexus: Nexus, until: int) -> None: ...
     def on_miss(self, queue: Queue, iova: int, access: int) -> None: ...
     def on_denied(self, queue: Queue, iova: int, access: int) -> None: ...
     def on_broken(self, queue: Queue, text: str) -> None: ...
@@ -123,6 +127,9 @@ class Runtime:
 
     async def call(self, start: Callable[[int], None]) -> int:
         """Starts an asynchronous call of the data plane with a fresh token; its result."""
+        return await self._start(start)
+
+    def _start(self, start: Callable[[int], None]) -> asyncio.Future[int]:
         token = next(self._tokens)
         future: asyncio.Future[int] = self._loop.create_future()
         self._calls[token] = future
@@ -131,39 +138,49 @@ class Runtime:
         except BaseException:
             del self._calls[token]
             raise
-        return await future
+        return future
 
-    async def abort(
+    def abort(
         self,
         response: Response,
         *,
+        status: int = 0,
         port: Port | None = None,
         lu: Lu | None = None,
+        nexus: Nexus | None = None,
         tag: int | None = None,
-    ) -> int:
-        """Ends matching commands on every worker; how many there were, once all are complete."""
-        parked = self._take_parked(port, lu, tag)
-        hit = sum(
-            await asyncio.gather(
-                *(
-                    self.call(_bind_abort(worker, response, port, lu, tag))
-                    for worker in self.workers
+        until: int | None = None,
+    ) -> Awaitable[int]:
+        """Ends matching commands on every worker (`_dataplane.Worker.abort`); how many there were,
+        once all are complete. On return nothing that is hit begins any more."""
+        unit = nexus.lu if nexus else lu
+        parked = self._take_parked(port, unit, nexus, tag) if until is None else []
+        # No worker may let go of the task set before the last one has hold of it.
+        with unit.hold() if unit and tag is None else nullcontext():
+            calls = [
+                self._start(
+                    partial(
+                        worker.abort,
+                        response=response,
+                        status=status,
+                        port=port,
+                        lu=lu,
+                        nexus=nexus,
+                        tag=tag,
+                        until=until,
+                    )
                 )
-            )
-        )
-        # Not before they have their answers: a handle that is dropped answers FAILURE.
-        parked.clear()
-        return hit
+                for worker in self.workers
+            ]
+        return _total(calls, parked)
 
-    async def query(
-        self, *, port: Port | None = None, lu: Lu | None = None, tag: int | None = None
-    ) -> int:
+    def query(self, *, port: Port, nexus: Nexus, tag: int | None = None) -> Awaitable[int]:
         """How many matching commands are in the task set."""
-        return sum(
-            await asyncio.gather(
-                *(self.call(_bind_query(worker, port, lu, tag)) for worker in self.workers)
-            )
-        )
+        calls = [
+            self._start(partial(worker.query, port=port, nexus=nexus, tag=tag))
+            for worker in self.workers
+        ]
+        return _total(calls)
 
     async def quiesce(self, lu: Lu | None = None) -> None:
         """Returns when the commands of `lu` that run now are done."""
@@ -215,7 +232,9 @@ class Runtime:
         waiting.append(command)
         return True
 
-    def _take_parked(self, port: Port | None, lu: Lu | None, tag: int | None) -> list[Command]:
+    def _take_parked(
+        self, port: Port | None, lu: Lu | None, nexus: Nexus | None, tag: int | None
+    ) -> list[Command]:
         """Those that an abort ends: decided later, they would have effects but no answer."""
         taken: list[Command] = []
         for at, commands in self._parked.items():
@@ -223,7 +242,9 @@ class Runtime:
                 hit = [
                     command
                     for command in commands
-                    if port in (None, command.port) and tag in (None, command.tag)
+                    if port in (None, command.port)
+                    and nexus in (None, command.nexus)
+                    and tag in (None, command.tag)
                 ]
                 taken += hit
                 commands[:] = [command for command in commands if command not in hit]
@@ -279,22 +300,19 @@ class Runtime:
                 self._queues[queue].on_miss(queue, notice.value, notice.token)
             case "denied" if queue is not None and queue in self._queues:
                 self._queues[queue].on_denied(queue, notice.value, notice.token)
+            case "fault" if notice.nexus is not None and notice.port in self._owners:
+                self._owners[notice.port].on_fault(notice.nexus, notice.value)
             case "broken" if queue is not None and queue in self._queues:
                 self._queues[queue].on_broken(queue, notice.text)
             case "warning":
                 log.warning("%s", notice.text)
 
 
-def _bind_abort(
-    worker: Worker, response: Response, port: Port | None, lu: Lu | None, tag: int | None
-) -> Callable[[int], None]:
-    return lambda token: worker.abort(token, response, port=port, lu=lu, tag=tag)
-
-
-def _bind_query(
-    worker: Worker, port: Port | None, lu: Lu | None, tag: int | None
-) -> Callable[[int], None]:
-    return lambda token: worker.query(token, port=port, lu=lu, tag=tag)
+async def _total(calls: list[asyncio.Future[int]], kept: Iterable[Command] = ()) -> int:
+    """Their sum. `kept` have their answers only then: a handle that is dropped answers FAILURE."""
+    total = sum(await asyncio.gather(*calls))
+    del kept
+    return total
 
 
 def _bind_quiesce(worker: Worker, lu: Lu | None) -> Callable[[int], None]:

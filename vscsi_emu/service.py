@@ -349,6 +349,7 @@ def _logical_unit(
         discard=spec.discard,
         lbprz=spec.lbprz,
         write_cache=spec.write_cache,
+        queue_depth=spec.queue_depth or 0,
         flush=partial(asyncio.to_thread, backend.flush),
         quiesce=runtime.quiesce,
         store=store,

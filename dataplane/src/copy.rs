@@ -163,14 +163,14 @@ struct Entered<'a>(&'a Lu);
 impl<'a> Entered<'a> {
     fn wait(lu: &'a Lu) -> Self {
         let (told, mine) = mpsc::sync_channel(1);
-        let at_once = lu.turns.enter(Turn::Shared, || {
-            move || {
+        let at_once = lu.tasks.take_turn(Turn::Shared, || {
+            Box::new(move || {
                 // Fails only if nobody waits any more.
                 let _ = told.send(());
-            }
+            })
         });
         if !at_once {
-            // `Turns` calls every waker that it keeps.
+            // `TaskSet` calls every waker that it keeps.
             let _ = mine.recv();
         }
         Self(lu)
@@ -179,7 +179,7 @@ impl<'a> Entered<'a> {
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
-        self.0.turns.leave(Turn::Shared);
+        self.0.tasks.leave_turn(Turn::Shared);
     }
 }
 
@@ -188,26 +188,22 @@ mod tests {
     use std::thread;
     use std::time::Duration;
 
-    use arc_swap::ArcSwap;
-
     use super::*;
     use crate::engine::memory::MemoryEngine;
     use crate::engine::watched::WatchedEngine;
     use crate::lu::RouteTable;
     use crate::sbc::tests::policy;
-    use crate::turn::Turns;
 
     const SIZE: u64 = 4 * CHUNK as u64;
 
     fn unit() -> Arc<Lu> {
         let memory = Arc::new(MemoryEngine::new(SIZE).unwrap());
-        Arc::new(Lu {
-            engine: Arc::new(WatchedEngine::new(memory)),
-            policy: ArcSwap::from_pointee(policy(512, SIZE / 512)),
-            routes: RouteTable::new(&[0; 256], &[]).unwrap(),
-            turns: Turns::default(),
-            errors: crate::errors::ErrorCounts::default(),
-        })
+        Arc::new(Lu::new(
+            Arc::new(WatchedEngine::new(memory)),
+            policy(512, SIZE / 512),
+            RouteTable::new(&[0; 256], &[]).unwrap(),
+            0,
+        ))
     }
 
     fn access(lu: &Lu, kind: IoKind, bytes: &mut AlignedBuffer) {
@@ -342,13 +338,13 @@ mod tests {
         let (source, target) = (unit(), unit());
         filled(&source);
         for lu in [&source, &target] {
-            assert!(lu.turns.enter(Turn::Exclusive, || || ()));
+            assert!(lu.tasks.take_turn(Turn::Exclusive, || Box::new(|| ())));
             let copy = Arc::new(copy(&source, &target, &[run(0, 0, 512)]));
             let running = copy.clone();
             let thread = thread::spawn(move || running.run());
             thread::sleep(Duration::from_millis(50));
             assert_eq!(copy.copied(), 0);
-            lu.turns.leave(Turn::Exclusive);
+            lu.tasks.leave_turn(Turn::Exclusive);
             thread.join().unwrap().unwrap();
             assert_eq!(copy.copied(), 512);
         }
@@ -373,12 +369,12 @@ mod tests {
                 for _ in 0..2_000 {
                     let (tell, mine) = mpsc::channel();
                     if !lu
-                        .turns
-                        .enter(Turn::Exclusive, || move || tell.send(()).unwrap())
+                        .tasks
+                        .take_turn(Turn::Exclusive, || Box::new(move || tell.send(()).unwrap()))
                     {
                         mine.recv().unwrap();
                     }
-                    lu.turns.leave(Turn::Exclusive);
+                    lu.tasks.leave_turn(Turn::Exclusive);
                 }
                 told.send(()).unwrap();
             });

@@ -54,6 +54,8 @@ mod tests {
             max_compare_and_write_blocks: 0,
             max_atomic_blocks: 0,
             atomic_granularity_blocks: 0,
+            qerr: crate::policy::Qerr::Nothing,
+            restricted_reordering: false,
         };
         let counts = ErrorCounts::default();
         let mut cdb = [0; 16];

@@ -10,6 +10,7 @@ use crate::event::Event;
 use crate::lu::Nexus;
 use crate::memory::Fault;
 use crate::port::Port;
+use crate::task_set::Held;
 use crate::wire::CmdReq;
 use crate::worker::{QueueRef, Reply};
 
@@ -66,6 +67,13 @@ pub enum Notice {
     },
     Warning {
         text: String,
+    },
+    /// A command ended with CHECK CONDITION, and QERR says that others are to be aborted for that:
+    /// of those that `held` keeps from beginning, the ones that came before.
+    Fault {
+        port: Arc<Port>,
+        nexus: Arc<Nexus>,
+        held: Held,
     },
 }
 

@@ -21,6 +21,7 @@ pub mod ring;
 pub mod sbc;
 pub mod sense;
 pub mod task;
+pub mod task_set;
 pub mod turn;
 pub mod wire;
 pub mod worker;

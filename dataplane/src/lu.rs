@@ -9,7 +9,8 @@ use crate::errors::ErrorCounts;
 use crate::gate::{self, Gate};
 use crate::policy::LunPolicy;
 use crate::sbc;
-use crate::turn::{Turn, Turns};
+use crate::task_set::{Part, TaskSet};
+use crate::turn::Turn;
 
 /// Where a command goes; values are `ROUTE_*` in Python.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,7 +81,7 @@ pub struct Lu {
     pub engine: Arc<dyn Engine>,
     pub policy: ArcSwap<LunPolicy>,
     pub routes: RouteTable,
-    pub turns: Turns,
+    pub tasks: TaskSet,
     pub errors: ErrorCounts,
 }
 
@@ -89,12 +90,47 @@ impl Lu {
     pub fn turn(&self, cdb: &[u8]) -> Turn {
         sbc::turn(cdb, self.engine.counts_space())
     }
+
+    /// `queue_depth`: as for [`TaskSet::new`].
+    pub fn new(
+        engine: Arc<dyn Engine>,
+        policy: LunPolicy,
+        routes: RouteTable,
+        queue_depth: u32,
+    ) -> Self {
+        let tasks = TaskSet::new(queue_depth);
+        tasks.restrict_reordering(policy.restricted_reordering);
+        Self {
+            engine,
+            policy: ArcSwap::from_pointee(policy),
+            routes,
+            tasks,
+            errors: ErrorCounts::default(),
+        }
+    }
+
+    /// Commands already started keep the old policy.
+    pub fn set_policy(&self, policy: LunPolicy) {
+        self.tasks.restrict_reordering(policy.restricted_reordering);
+        self.policy.store(Arc::new(policy));
+    }
 }
 
 /// I_T_L nexus: one port's way to one logical unit.
 pub struct Nexus {
     pub lu: Arc<Lu>,
     pub gate: Gate,
+    pub part: Part,
+}
+
+impl Nexus {
+    pub fn new(lu: Arc<Lu>) -> Self {
+        Self {
+            lu,
+            gate: Gate::default(),
+            part: Part::default(),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -69,8 +69,10 @@ impl Port {
         self.inout.store(on, Ordering::Release);
     }
 
-    pub fn set_luns(&self, units: HashMap<(u8, u16), Arc<Nexus>>) {
-        let targets = units.keys().map(|(target, _)| *target).collect();
+    /// `empty`: targets that may have no unit.
+    pub fn set_luns(&self, units: HashMap<(u8, u16), Arc<Nexus>>, empty: &[u8]) {
+        let targets = units.keys().map(|(target, _)| *target);
+        let targets = targets.chain(empty.iter().copied()).collect();
         self.luns.store(Arc::new(LunMap { units, targets }));
     }
 

@@ -8,6 +8,7 @@ use crate::engine::Io;
 use crate::lu::Nexus;
 use crate::policy::LunPolicy;
 use crate::ring::Chain;
+use crate::task_set::Role;
 use crate::turn::Turn;
 use crate::wire::CmdReq;
 
@@ -17,7 +18,9 @@ pub const MAX_CDB: usize = 260;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Free,
-    /// Waits for its turn on the logical unit.
+    /// In its task set, and waits to be enabled. Nothing of it has been done or decided.
+    Dormant,
+    /// Waits for its turn on the medium.
     Parked,
     /// In the inbox or with Python. Not yet decided: its nexus counts it as pending.
     Python,
@@ -45,6 +48,31 @@ impl TaskRef {
     }
 }
 
+/// How an aborted task ends: a virtio-scsi response and, where that is OK, a SAM status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ending {
+    pub response: u8,
+    pub status: u8,
+}
+
+impl Ending {
+    pub fn response(response: u8) -> Self {
+        Self {
+            response,
+            status: 0,
+        }
+    }
+}
+
+/// Where a task is in its logical unit's task set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    Outside,
+    /// With the ticket by which its wake can be cancelled.
+    Dormant(u64),
+    Enabled(Role),
+}
+
 pub struct Task {
     pub state: State,
     pub generation: u32,
@@ -65,14 +93,18 @@ pub struct Task {
     /// The engine call under way.
     pub io: Option<Io>,
     pub iov: Vec<iovec>,
-    /// Held on the logical unit until the task ends.
+    /// Its place in the logical unit's task set, until it ends.
+    pub place: Place,
+    /// Tells it from tasks that came after an abort ([`crate::task_set::Held`]).
+    pub stamp: u64,
+    /// On the medium, held until the task ends.
     pub turn: Option<Turn>,
     /// Counted in its nexus's gate as pending.
     pub pending: bool,
     /// Bytes copied for Python, counted in the worker's budget.
     pub copied: usize,
-    /// A TMF or reset ends it: the response it gets instead of its own.
-    pub aborted: Option<u8>,
+    /// It gets this response instead of its own.
+    pub aborted: Option<Ending>,
 }
 
 // SAFETY: the iovecs point into memory that `chain.map` keeps mapped, wherever the task moves.
@@ -97,6 +129,8 @@ impl Task {
             data_in_len: 0,
             io: None,
             iov: Vec::new(),
+            place: Place::Outside,
+            stamp: 0,
             turn: None,
             pending: false,
             copied: 0,
@@ -132,8 +166,10 @@ impl Slab {
         task.state = State::Free;
         task.generation = task.generation.wrapping_add(1);
         task.chain.map = None;
-        if let (Some(nexus), Some(turn)) = (task.nexus.take(), task.turn.take()) {
-            nexus.lu.turns.leave(turn);
+        let place = std::mem::replace(&mut task.place, Place::Outside);
+        let turn = task.turn.take();
+        if let (Some(nexus), Place::Enabled(role)) = (task.nexus.take(), place) {
+            nexus.lu.tasks.leave(&nexus.part, role, turn);
         }
         task.policy = None;
         task.io = None;

@@ -14,7 +14,10 @@ pub const S_FAILURE: u8 = 9;
 
 /// SAM-6 status codes that workers give themselves.
 pub const STATUS_GOOD: u8 = 0;
+pub const STATUS_CHECK_CONDITION: u8 = 2;
 pub const STATUS_BUSY: u8 = 8;
+pub const STATUS_TASK_SET_FULL: u8 = 0x28;
+pub const STATUS_ACA_ACTIVE: u8 = 0x30;
 
 #[derive(Clone, Copy, Debug, Default)]
 pub struct CmdReq {

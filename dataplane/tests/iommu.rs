@@ -6,19 +6,17 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
 use libc::iovec;
 use vscsi_dataplane::engine::{Cursor, Engine, Io, IoKind};
-use vscsi_dataplane::gate::Gate;
 use vscsi_dataplane::inbox::{Inbox, Message, Notice};
 use vscsi_dataplane::lu::{Lu, Nexus, RouteTable};
 use vscsi_dataplane::memory::{Access, Fault, GuestMemory};
 use vscsi_dataplane::notifier::Notifier;
-use vscsi_dataplane::policy::LunPolicy;
+use vscsi_dataplane::policy::{LunPolicy, Qerr};
 use vscsi_dataplane::port::Port;
 use vscsi_dataplane::ring::driver::{Buffer, DriverRing};
 use vscsi_dataplane::ring::{Little, RingConfig};
-use vscsi_dataplane::turn::Turns;
+use vscsi_dataplane::task::Ending;
 use vscsi_dataplane::worker::{Kind, QueueConfig, QueueRef, Scope, Worker};
 
 const SIZE: u16 = 64;
@@ -110,9 +108,9 @@ impl Bench {
         let mut routes = [0; 256];
         routes[usize::from(READ_10)] = 1;
         let engine = Arc::new(engine);
-        let lu = Arc::new(Lu {
-            engine: engine.clone(),
-            policy: ArcSwap::from_pointee(LunPolicy {
+        let lu = Arc::new(Lu::new(
+            engine.clone(),
+            LunPolicy {
                 block_size: 512,
                 blocks: 128,
                 write_protected: false,
@@ -126,14 +124,14 @@ impl Bench {
                 max_compare_and_write_blocks: 0,
                 max_atomic_blocks: 0,
                 atomic_granularity_blocks: 0,
-            }),
-            routes: RouteTable::new(&routes, &[]).unwrap(),
-            turns: Turns::default(),
-            errors: vscsi_dataplane::errors::ErrorCounts::default(),
-        });
-        let gate = Gate::default();
+                qerr: Qerr::Nothing,
+                restricted_reordering: false,
+            },
+            RouteTable::new(&routes, &[]).unwrap(),
+            0,
+        ));
         let port = Arc::new(Port::default());
-        port.set_luns(HashMap::from([((0, 0), Arc::new(Nexus { lu, gate }))]));
+        port.set_luns(HashMap::from([((0, 0), Arc::new(Nexus::new(lu)))]), &[]);
         let translated = RingConfig {
             desc: config.desc + SHIFT,
             driver: config.driver + SHIFT,
@@ -452,7 +450,7 @@ fn a_parked_queue_ends_promptly() {
         };
         bench.worker.query(2, scope());
         assert_eq!(bench.ended(2), 1);
-        bench.worker.abort(3, 4, scope());
+        bench.worker.abort(3, Ending::response(4), scope());
         bench.quiet();
         bench.engine.open();
         assert_eq!(bench.ended(3), 1);

@@ -1,252 +1,19 @@
 //! Workers end to end: a driver's ring on one side, the inbox on the other.
 
+mod bench;
+
 use std::collections::HashMap;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use arc_swap::ArcSwap;
+use bench::*;
 use vscsi_dataplane::engine::file::FileEngine;
-use vscsi_dataplane::engine::memory::MemoryEngine;
-use vscsi_dataplane::engine::{Engine, Io, IoKind};
-use vscsi_dataplane::gate::{Gate, CLASS_ALL, CLASS_READ, CLASS_WRITE};
-use vscsi_dataplane::inbox::{Command, Inbox, Message, Notice};
-use vscsi_dataplane::lu::{Lu, Nexus, RouteTable};
-use vscsi_dataplane::memory::GuestMemory;
-use vscsi_dataplane::notifier::Notifier;
-use vscsi_dataplane::policy::LunPolicy;
-use vscsi_dataplane::port::Port;
-use vscsi_dataplane::ring::driver::{Buffer, DriverRing};
-use vscsi_dataplane::ring::{Little, RingConfig};
-use vscsi_dataplane::turn::Turns;
-use vscsi_dataplane::worker::{Kind, QueueConfig, QueueRef, Scope, Worker};
-
-const SIZE: u16 = 64;
-const SLOT: u64 = 0x2000;
-const SLOTS: u64 = 0x10000;
-const DEADLINE: Duration = Duration::from_secs(10);
-
-const READ_10: u8 = 0x28;
-const WRITE_10: u8 = 0x2a;
-const COMPARE_AND_WRITE: u8 = 0x89;
-const TEST_UNIT_READY: u8 = 0x00;
-
-const RESET: u8 = 4;
-
-/// A disk of 64 KiB.
-fn unit(engine: Arc<dyn Engine>) -> Arc<Lu> {
-    let mut routes = [0; 256];
-    routes[usize::from(READ_10)] = 1;
-    routes[usize::from(WRITE_10)] = 2;
-    routes[usize::from(COMPARE_AND_WRITE)] = 2;
-    let policy = LunPolicy {
-        block_size: 512,
-        blocks: 128,
-        write_protected: false,
-        write_cache: true,
-        descriptor_sense: false,
-        max_transfer_blocks: 0,
-        max_write_same_blocks: 0,
-        max_unmap_blocks: 0,
-        max_unmap_descriptors: 0,
-        unmap: false,
-        max_compare_and_write_blocks: 255,
-        max_atomic_blocks: 0,
-        atomic_granularity_blocks: 0,
-    };
-    Arc::new(Lu {
-        engine,
-        policy: ArcSwap::from_pointee(policy),
-        routes: RouteTable::new(&routes, &[]).unwrap(),
-        turns: Turns::default(),
-        errors: vscsi_dataplane::errors::ErrorCounts::default(),
-    })
-}
-
-/// One guest with one request queue, target 0 LUN 0 a memory disk of 64 KiB.
-struct Bench {
-    memory: Arc<GuestMemory>,
-    ring: DriverRing<Little>,
-    inbox: Arc<Inbox>,
-    worker: Worker,
-    queue: QueueRef,
-    port: Arc<Port>,
-    nexus: Arc<Nexus>,
-}
-
-struct Done {
-    head: u16,
-    used: u32,
-    residual: u32,
-    status: u8,
-    response: u8,
-    data: Vec<u8>,
-}
-
-impl Bench {
-    fn new() -> Self {
-        Self::on(&unit(Arc::new(MemoryEngine::new(64 << 10).unwrap())))
-    }
-
-    /// With a worker and a nexus of its own.
-    fn on(lu: &Arc<Lu>) -> Self {
-        let memory = Arc::new(GuestMemory::anonymous(0, 1 << 20).unwrap());
-        let ring_config = RingConfig::contiguous(0, SIZE);
-        let ring = DriverRing::new(&memory, ring_config).unwrap();
-        let inbox = Arc::new(Inbox::new().unwrap());
-        let worker = Worker::start(inbox.clone(), "test", true).unwrap();
-        let nexus = Arc::new(Nexus {
-            lu: lu.clone(),
-            gate: Gate::default(),
-        });
-        let port = Arc::new(Port::default());
-        port.set_luns(HashMap::from([((0, 0), nexus.clone())]));
-        let config = QueueConfig {
-            index: 2,
-            kind: Kind::Request,
-            ring: ring_config,
-            big_endian: false,
-            enabled: true,
-            notifier: Notifier::None,
-            kick: None,
-            poll: true,
-        };
-        let queue = QueueRef::start(&worker, port.clone(), memory.clone(), config).unwrap();
-        Self {
-            memory,
-            ring,
-            inbox,
-            worker,
-            queue,
-            port,
-            nexus,
-        }
-    }
-
-    /// Request and response headers of a slot, with up to 4 KiB of data at its end.
-    fn submit(&mut self, slot: u64, cdb: &[u8], out: &[u8], data_in: u32) -> u16 {
-        let at = SLOTS + slot * SLOT;
-        let mut header = vec![1, 0, 0x40, 0, 0, 0, 0, 0];
-        header.extend_from_slice(&slot.to_le_bytes());
-        header.extend_from_slice(&[0, 0, 0]);
-        header.extend_from_slice(cdb);
-        header.resize(51, 0);
-        self.write(at, &header);
-        self.write(at + 0x100, &[0xee; 108]);
-        self.write(at + 0x1000, out);
-        let mut buffers = vec![Buffer {
-            addr: at,
-            len: 51,
-            writable: false,
-        }];
-        if !out.is_empty() {
-            buffers.push(Buffer {
-                addr: at + 0x1000,
-                len: out.len() as u32,
-                writable: false,
-            });
-        }
-        buffers.push(Buffer {
-            addr: at + 0x100,
-            len: 108,
-            writable: true,
-        });
-        if data_in > 0 {
-            buffers.push(Buffer {
-                addr: at + 0x1000,
-                len: data_in,
-                writable: true,
-            });
-        }
-        let head = self.ring.add(&buffers).unwrap();
-        self.ring.publish();
-        head
-    }
-
-    fn write(&self, at: u64, bytes: &[u8]) {
-        self.memory.load().write(at, bytes).unwrap();
-    }
-
-    fn poll(&mut self, slot: u64, data_in: usize) -> Option<Done> {
-        let (head, used) = self.ring.pop_used().unwrap()?;
-        Some(self.response(slot, head, used, data_in))
-    }
-
-    fn response(&self, slot: u64, head: u16, used: u32, data_in: usize) -> Done {
-        let mut bytes = [0; 108];
-        let map = self.memory.load();
-        map.read(SLOTS + slot * SLOT + 0x100, &mut bytes).unwrap();
-        let mut data = vec![0; data_in];
-        map.read(SLOTS + slot * SLOT + 0x1000, &mut data).unwrap();
-        let residual = u32::from_le_bytes(bytes[4..8].try_into().unwrap());
-        Done {
-            head,
-            used,
-            residual,
-            status: bytes[10],
-            response: bytes[11],
-            data,
-        }
-    }
-
-    fn wait(&mut self, slot: u64, data_in: usize) -> Done {
-        let start = Instant::now();
-        loop {
-            if let Some(done) = self.poll(slot, data_in) {
-                return done;
-            }
-            assert!(start.elapsed() < DEADLINE, "no completion");
-            std::thread::yield_now();
-        }
-    }
-
-    fn message(&self) -> Message {
-        let mut poll = libc::pollfd {
-            fd: std::os::fd::AsRawFd::as_raw_fd(&self.inbox.as_fd()),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        // SAFETY: one pollfd.
-        let ready = unsafe { libc::poll(&raw mut poll, 1, DEADLINE.as_millis() as i32) };
-        assert_eq!(ready, 1, "nothing in the inbox");
-        self.inbox
-            .take(1)
-            .pop()
-            .expect("the eventfd says there is something")
-    }
-
-    fn command(&self) -> Command {
-        match self.message() {
-            Message::Command(command) => command,
-            Message::Notice(Notice::Done { token, .. }) => panic!("done {token}, no command"),
-            Message::Notice(Notice::Broken { text, .. }) => panic!("broken: {text}"),
-            _ => panic!("no command"),
-        }
-    }
-
-    /// Waits for the end of call `token`; its value.
-    fn ended(&self, token: u64) -> u64 {
-        match self.message() {
-            Message::Notice(Notice::Done {
-                token: ended,
-                value,
-            }) if ended == token => value,
-            _ => panic!("something else before the end of call {token}"),
-        }
-    }
-
-    fn scope(&self) -> Scope {
-        Scope {
-            port: Some(self.port.clone()),
-            lu: Some(self.nexus.lu.clone()),
-            tag: None,
-        }
-    }
-}
-
-fn rw(opcode: u8, lba: u8, blocks: u8) -> [u8; 10] {
-    [opcode, 0, 0, 0, 0, lba, 0, 0, blocks, 0]
-}
+use vscsi_dataplane::gate::{CLASS_ALL, CLASS_READ, CLASS_WRITE};
+use vscsi_dataplane::inbox::{Message, Notice};
+use vscsi_dataplane::lu::Lu;
+use vscsi_dataplane::ring::driver::Buffer;
+use vscsi_dataplane::task::Ending;
+use vscsi_dataplane::worker::Scope;
 
 #[test]
 fn writes_and_reads_without_python() {
@@ -277,12 +44,12 @@ fn a_transfer_larger_than_its_buffer_is_an_overrun() {
 fn addresses_without_a_unit() {
     let mut bench = Bench::new();
     let at = SLOTS;
-    bench.port.set_luns(HashMap::new());
+    bench.port.set_luns(HashMap::new(), &[]);
     bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
     assert_eq!(bench.wait(0, 0).response, 3, "BAD_TARGET");
     bench
         .port
-        .set_luns(HashMap::from([((0, 9), bench.nexus.clone())]));
+        .set_luns(HashMap::from([((0, 9), bench.nexus.clone())]), &[]);
     bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
     let command = bench.command();
     assert!(command.nexus.is_none());
@@ -440,12 +207,14 @@ fn an_abort_ends_what_is_with_python_before_it_ends_itself() {
         tag: Some(1),
         ..bench.scope()
     };
-    bench.worker.abort(8, RESET, one);
+    bench.worker.abort(8, Ending::response(RESET), one);
     assert_eq!(bench.ended(8), 1);
     // Used before the call's end: no waiting here.
     let done = bench.poll(1, 0).expect("complete before the abort ended");
     assert_eq!((done.response, done.residual), (RESET, 0));
-    bench.worker.abort(9, RESET, bench.scope());
+    bench
+        .worker
+        .abort(9, Ending::response(RESET), bench.scope());
     assert_eq!(bench.ended(9), 2);
     assert_eq!(bench.poll(0, 0).unwrap().response, RESET);
     assert_eq!(bench.poll(2, 0).unwrap().response, RESET);
@@ -640,40 +409,10 @@ fn compare_and_write_of_three_workers_never_interleaves() {
     assert_eq!(done.data, (3 * EACH).to_le_bytes());
 }
 
-/// An engine whose reads wait until they are let go.
-struct Slow {
-    inner: MemoryEngine,
-    go: std::sync::Mutex<std::sync::mpsc::Receiver<()>>,
-}
-
-impl Engine for Slow {
-    fn size(&self) -> u64 {
-        self.inner.size()
-    }
-    fn can_discard(&self) -> bool {
-        false
-    }
-    fn try_now(&self, io: &Io, iov: &[libc::iovec]) -> Option<std::io::Result<u64>> {
-        (io.kind != IoKind::Read).then(|| self.inner.run(io, iov))
-    }
-    fn sqe(&self, _: &Io, _: &[libc::iovec]) -> Option<io_uring::squeue::Entry> {
-        None
-    }
-    fn run(&self, io: &Io, iov: &[libc::iovec]) -> std::io::Result<u64> {
-        if io.kind == IoKind::Read {
-            self.go.lock().unwrap().recv_timeout(DEADLINE).unwrap();
-        }
-        self.inner.run(io, iov)
-    }
-}
-
 #[test]
 fn an_aborted_parked_command_gives_its_turn_back() {
-    let (go, wait) = std::sync::mpsc::channel();
-    let mut bench = Bench::on(&unit(Arc::new(Slow {
-        inner: MemoryEngine::new(64 << 10).unwrap(),
-        go: wait.into(),
-    })));
+    let (engine, go) = Slow::new();
+    let mut bench = Bench::on(&unit(engine));
     bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
     let mut cdb = [0; 16];
     (cdb[0], cdb[13]) = (COMPARE_AND_WRITE, 1);
@@ -684,10 +423,10 @@ fn an_aborted_parked_command_gives_its_turn_back() {
         ..Scope::default()
     };
     // The exclusive one waits for the read, the write behind it; both can end at once.
-    bench.worker.abort(11, RESET, scope(1));
+    bench.worker.abort(11, Ending::response(RESET), scope(1));
     assert_eq!(bench.ended(11), 1);
     assert_eq!(bench.wait(1, 0).response, RESET);
-    bench.worker.abort(12, RESET, scope(2));
+    bench.worker.abort(12, Ending::response(RESET), scope(2));
     assert_eq!(bench.ended(12), 1);
     assert_eq!(bench.wait(2, 0).response, RESET);
     go.send(()).unwrap();
@@ -703,11 +442,8 @@ fn an_aborted_parked_command_gives_its_turn_back() {
 
 #[test]
 fn a_parked_command_counts_as_running() {
-    let (go, wait) = std::sync::mpsc::channel();
-    let mut bench = Bench::on(&unit(Arc::new(Slow {
-        inner: MemoryEngine::new(64 << 10).unwrap(),
-        go: wait.into(),
-    })));
+    let (engine, go) = Slow::new();
+    let mut bench = Bench::on(&unit(engine));
     bench.submit(0, &rw(READ_10, 0, 1), &[], 512);
     let mut cdb = [0; 16];
     (cdb[0], cdb[13]) = (COMPARE_AND_WRITE, 1);

@@ -104,7 +104,7 @@ def test_events_arrive_and_data_flows_all_the_while(guest: Guest, monitor: Clien
             assert guest.device.next_event(WAIT) == Event(
                 EventType.TRANSPORT_RESET, encode_lun(*address), ResetReason.REMOVED
             )
-            assert guest.device.execute(*address, cdb.test_unit_ready()).response == 3
+            assert guest.device.execute(*address, cdb.test_unit_ready()).sense[12] == 0x25
     stays.write(5, pattern(512))
     assert stays.read(5, 1) == pattern(512)
 
@@ -292,7 +292,8 @@ def test_nothing_is_left_of_units_that_went(
     for number in range(30):
         cycle(number)
     late_fds, late_threads = footprint(server)
-    assert late_fds == fds
+    # Some may be closing at either count; one kept in each cycle would be 60 more.
+    assert abs(late_fds - fds) < 5
     # asyncio's pool may have grown to its full size.
     assert late_threads <= threads + 4 + (os.cpu_count() or 1)
 

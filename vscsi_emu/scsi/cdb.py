@@ -86,6 +86,8 @@ class Feature(enum.Flag):
     """SBC-4 4.29."""
     SAVED_STATE = enum.auto()
     """Something that outlives the process to save state in."""
+    ACA = enum.auto()
+    """Auto contingent allegiance (SAM-6): NACA in CONTROL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +119,10 @@ def bit(byte: int, number: int, needs: Feature = Feature.NONE) -> Field:
     """A one-bit field."""
     return Field(byte, high=number, low=number, needs=needs)
 
+
+NACA: Final = 0x04
+"""Of the CONTROL byte (SAM-6)."""
+VARIABLE_LENGTH: Final = 0x7F
 
 OBSOLETE_LUN: Final = Field(1, high=7, low=5, ignored=True)
 """SCSI-2's LOGICAL UNIT NUMBER: EDK II (OVMF) still fills it in when it looks for disks."""
@@ -158,6 +164,8 @@ class CommandType:
     """A function where it depends on the CDB."""
     media: bool = False
     """The data plane executes it, also where a handler looks at it before."""
+    control: int = 0
+    """Bits of the CONTROL byte that are supported."""
 
     def allowed_for(self, cdb: Cdb) -> Allowed:
         return self.allowed if isinstance(self.allowed, Allowed) else self.allowed(cdb)
@@ -167,11 +175,12 @@ class CommandType:
         if self.needs not in features:
             return None
         fields = {name: field for name, field in self.fields.items() if field.needs in features}
-        return replace(self, fields=MappingProxyType(fields))
+        control = NACA if Feature.ACA in features else 0
+        return replace(self, fields=MappingProxyType(fields), control=control)
 
     @cached_property
     def usage_map(self) -> bytes:
-        """CDB USAGE DATA (SPC-6). CONTROL is 0: neither NACA nor vendor bits are used."""
+        """CDB USAGE DATA (SPC-6)."""
         usage = self._bits(field for field in self.fields.values() if not field.ignored)
         usage[0] = self.opcode
         if self.service_action is not None:
@@ -196,6 +205,7 @@ class CommandType:
 
     def _bits(self, fields: Iterable[Field]) -> bytearray:
         bits = bytearray(self.length)
+        bits[1 if self.opcode == VARIABLE_LENGTH else -1] = self.control
         for field in fields:
             for offset, mask in enumerate(field.mask, field.byte):
                 bits[offset] |= mask

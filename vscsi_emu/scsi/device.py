@@ -8,9 +8,9 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Final, cast
 
 from vscsi_emu import _dataplane
-from vscsi_emu.scsi.cdb import Allowed, Cdb, CommandType, Field, Flag, Handler, command
+from vscsi_emu.scsi.cdb import Allowed, Cdb, CommandType, Feature, Field, Flag, Handler, command
 from vscsi_emu.scsi.peripheral import Peripheral
-from vscsi_emu.scsi.table import CommandTable, primary_commands
+from vscsi_emu.scsi.table import device_table
 from vscsi_emu.scsi.unit import LogicalUnit
 
 if TYPE_CHECKING:
@@ -83,17 +83,13 @@ class DeviceUnit(LogicalUnit):
         quiesce: Callable[[_dataplane.Lu], Awaitable[None]],
     ) -> None:
         self.device: Final = device
-        own = {(entry.opcode, entry.service_action): entry for entry in _commands(device)}
-        primary = (
-            entry for entry in primary_commands() if (entry.opcode, entry.service_action) not in own
-        )
         super().__init__(
             _dataplane.Engine.null(_NO_MEDIUM),
             identity,
             block_size=_NO_MEDIUM,
             removable=device.removable,
             peripheral=device.peripheral,
-            commands=CommandTable(iter([*primary, *own.values()])),
+            commands=device_table(Feature.ACA, _commands(device)),
             quiesce=quiesce,
         )
 

@@ -18,6 +18,7 @@ from vscsi_emu.scsi.request import Command, Reply, Request
 from vscsi_emu.scsi.sense import Asc, DataOutTooShort, ScsiError, SenseKey
 from vscsi_emu.scsi.table import absent_table, well_known_table
 from vscsi_emu.scsi.target import Target
+from vscsi_emu.scsi.task_set import AcaActive
 from vscsi_emu.scsi.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
@@ -92,6 +93,8 @@ def _answering(reply: Reply) -> Iterator[None]:
         raise
     except ReservationConflict:
         reply.conflict()
+    except AcaActive:
+        reply.aca_active()
     except ScsiError as error:
         _refuse(reply, error)
         # Its traceback has the frame that has it: a unit that was removed would keep its storage

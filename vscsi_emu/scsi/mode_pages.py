@@ -34,12 +34,23 @@ class PageControl(enum.IntEnum):
     SAVED = 3
 
 
+class Qerr(enum.IntEnum):
+    """What becomes of other commands when one ends with CHECK CONDITION."""
+
+    NOTHING = 0
+    ABORTS_ALL = 1
+    ABORTS_OWN = 3
+    """Those of its own nexus."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModePage:
     """One page: its default value and, bit by bit, what MODE SELECT may change; header included."""
 
     default: bytes
     changeable: bytes
+    reserved: tuple[tuple[int, int, int], ...] = ()
+    """(offset, mask, value) of values that changeable bits may not have."""
 
     @property
     def key(self) -> Key:
@@ -66,7 +77,13 @@ def page_header_size(first: int) -> int:
     return 4 if first & _SPF else 2
 
 
-def _page(key: Key, length: int, values: Mapping[int, int], changes: Mapping[int, int]) -> ModePage:
+def _page(
+    key: Key,
+    length: int,
+    values: Mapping[int, int],
+    changes: Mapping[int, int],
+    *reserved: tuple[int, int, int],
+) -> ModePage:
     """A page of `length` bytes after its header; `values` and `changes` by offset in the page."""
     code, subpage = key
     if subpage:
@@ -78,7 +95,7 @@ def _page(key: Key, length: int, values: Mapping[int, int], changes: Mapping[int
         default[offset] = value
     for offset, value in changes.items():
         mask[offset] = value
-    return ModePage(bytes(default), bytes(mask))
+    return ModePage(bytes(default), bytes(mask), reserved)
 
 
 _AWRE_ARRE: Final = 0xC0
@@ -87,7 +104,10 @@ _WCE: Final = 0x04
 _D_SENSE: Final = 0x04
 _GLTSD: Final = 0x02
 _UNRESTRICTED_REORDERING: Final = 0x10
+_QERR: Final = 0x06
+_RESERVED_QERR: Final = 0x04
 _SWP: Final = 0x08
+_TAS: Final = 0x40
 _TCMOS: Final = 0x04
 _SCSIP: Final = 0x02
 _IALUAE: Final = 0x01
@@ -105,7 +125,14 @@ def direct_access_pages(
         # Disconnect-reconnect: this transport has nothing to tune.
         _page((0x02, 0), 0x0E, {}, {}),
         _page(CACHING, 0x12, {2: _WCE if write_cache else 0}, {2: _WCE}),
-        _page(CONTROL, 0x0A, {2: _GLTSD, 3: _UNRESTRICTED_REORDERING}, {2: _D_SENSE, 4: _SWP}),
+        # TST stays 000b: one task set for all nexuses.
+        _page(
+            CONTROL,
+            0x0A,
+            {2: _GLTSD, 3: _UNRESTRICTED_REORDERING},
+            {2: _D_SENSE, 3: _UNRESTRICTED_REORDERING | _QERR, 4: _SWP, 5: _TAS},
+            (3, _QERR, _RESERVED_QERR),
+        ),
         # Control extension.
         _page((0x0A, 0x01), 0x1C, {4: _TCMOS | _SCSIP | _IALUAE}, {}),
         # Power condition: no timers.
@@ -164,7 +191,8 @@ class ModePages:
         ]
 
     def wrong_bit(self, page: bytes) -> tuple[int, int] | None:
-        """Byte offset and bit of the first unchangeable bit that `page` wants changed.
+        """Byte offset and bit of the first unchangeable bit that `page` wants changed, or of a
+        reserved value.
 
         `page` has the key and the length of one that exists.
         """
@@ -173,6 +201,9 @@ class ModePages:
         for offset in range(page_header_size(page[0]), len(page)):
             if wrong := (page[offset] ^ current[offset]) & ~mask[offset]:
                 return offset, wrong.bit_length() - 1
+        for offset, bits, value in self.pages[key].reserved:
+            if page[offset] & bits == value:
+                return offset, bits.bit_length() - 1
         return None
 
     async def save(self, pages: Iterable[bytes]) -> None:
@@ -214,6 +245,21 @@ class ModePages:
     def write_protected(self) -> bool:
         """SWP."""
         return bool(self._current[CONTROL][4] & _SWP)
+
+    @property
+    def restricted_reordering(self) -> bool:
+        """QUEUE ALGORITHM MODIFIER is 0h."""
+        return not self._current[CONTROL][3] & _UNRESTRICTED_REORDERING
+
+    @property
+    def qerr(self) -> Qerr:
+        """QERR."""
+        return Qerr((self._current[CONTROL][3] & _QERR) >> 1)
+
+    @property
+    def task_aborted_status(self) -> bool:
+        """TAS."""
+        return bool(self._current[CONTROL][5] & _TAS)
 
 
 # ── The store's form ───────────────────────────────────────────────────────────────────────────

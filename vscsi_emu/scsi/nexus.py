@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.copy_operations import CopyOperations
@@ -11,6 +11,7 @@ from vscsi_emu.scsi.copy_results import CopyResults
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.port_groups import AccessState
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
+from vscsi_emu.scsi.status import Status
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.cdb import Flag
@@ -26,16 +27,27 @@ _RESETS: Final = (
 """Unit attention precedence, highest first; all others come after these (SAM-6)."""
 
 
-async def _no_commands() -> int:
+class Abort(Protocol):
+    """Begins at once to end the commands of a nexus; how many there were, once they are complete.
+
+    They end with `status`, or as the transport says that a command was aborted. `until`: only
+    those with this stamp or a lower one (`_dataplane.Notice`).
+    """
+
+    def __call__(
+        self, *, status: Status | None = None, until: int | None = None
+    ) -> Awaitable[int]: ...
+
+
+async def _no_commands(*, status: Status | None = None, until: int | None = None) -> int:
     return 0
 
 
 class Nexus:
     """Unit attention conditions pending here, and the gate that they and reservations close.
 
-    `on_attention` is called with each code as it is established. `abort()` ends the commands of
-    this nexus, and says how many there were once they are complete. `port_group`: the target port
-    group of its target port.
+    `on_attention` is called with each code as it is established. `abort` is the transport's.
+    `port_group`: the target port group of its target port.
     """
 
     def __init__(self, unit: LogicalUnit, name: NexusId, port_group: int) -> None:
@@ -44,7 +56,7 @@ class Nexus:
         self.port_group: Final = port_group
         self.data_plane: Final = _dataplane.Nexus(unit.data_plane)
         self.on_attention: Callable[[Asc], None] | None = None
-        self.abort: Callable[[], Awaitable[int]] = _no_commands
+        self.abort: Abort = _no_commands
         self.copies: Final = CopyResults()
         self.operations: Final = CopyOperations()
         self._pending: list[Asc] = []
@@ -112,6 +124,14 @@ class Nexus:
         """Reset or nexus loss: nobody can ask any more what became of copies that are over."""
         self.copies.forget()
         self.operations.forget()
+
+    def lost(self) -> None:
+        """I_T nexus loss (SAM-6): what was only for as long as the nexus is there."""
+        self.prevents_removal = False
+        self.echo = None
+        self.forget_copies()
+        self.data_plane.clear_aca()
+        self.unit.reservations.lost(self)
 
     def clear(self, code: Asc) -> None:
         """Forgets a condition without reporting it."""

@@ -124,11 +124,12 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The next state; unit attentions to establish; nexuses whose commands are to be aborted."""
+    """The next state; unit attentions to establish; nexuses whose commands are to be aborted, None
+    where that is not asked for."""
 
     state: State
     attentions: tuple[tuple[NexusId, Asc], ...] = ()
-    aborted: frozenset[NexusId] = frozenset()
+    aborted: frozenset[NexusId] | None = None
 
 
 Transition = Callable[[State, NexusId], Outcome]
@@ -239,7 +240,7 @@ def preempt(*, key: int, victim_key: int, kind: Kind | None, abort: bool) -> Tra
         return Outcome(
             _counted(outcome.state),
             outcome.attentions,
-            frozenset(removed) - {by} if abort else frozenset(),
+            frozenset(removed) - {by} if abort else None,
         )
 
     return transition

@@ -111,10 +111,15 @@ class Provisioning:
         settings = pages.value(PROVISIONING) if pages.notifies_thresholds else b""
         if settings == self._settings:
             return
+        self.end()
         self._settings = settings
+        self._thresholds = list(self._enabled(settings, self.thin.space)) if settings else []
+
+    def end(self) -> None:
+        """Watches nothing any more."""
         for threshold in self._thresholds:
             threshold.cancel()
-        self._thresholds = list(self._enabled(settings, self.thin.space)) if settings else []
+        self._thresholds = []
 
     def _enabled(self, page: bytes, space: Space) -> Iterator[_Threshold]:
         _, _, _, *fields = _PAGE.unpack(page)

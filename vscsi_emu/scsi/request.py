@@ -50,6 +50,11 @@ class Reply:
         self.given = True
         self._command.finish(Status.RESERVATION_CONFLICT)
 
+    def aca_active(self) -> None:
+        """The ACA condition of another nexus excludes the command."""
+        self.given = True
+        self._command.finish(Status.ACA_ACTIVE)
+
     def execute(self) -> None:
         """Hands a media command to the data plane."""
         self.given = True

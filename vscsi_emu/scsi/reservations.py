@@ -7,7 +7,6 @@ exceptions that SPC-4 calls compatible reservation handling), and persistent res
 from __future__ import annotations
 
 import asyncio
-import weakref
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,8 +22,8 @@ from vscsi_emu.scsi.persistent import (
     State,
     Transition,
 )
-from vscsi_emu.scsi.sense import Asc
 from vscsi_emu.scsi.store import SavedStateError, load, save
+from vscsi_emu.scsi.task_set import AcaActive, abort_others
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.nexus import Nexus
@@ -41,8 +40,7 @@ class Reservations:
     """
 
     def __init__(self, unit: LogicalUnit, store: StateStore | None) -> None:
-        # No circle: a unit that was removed lets go of its storage at once.
-        self._unit: LogicalUnit = weakref.proxy(unit)
+        self._unit = unit
         self._store = store
         self._lock = asyncio.Lock()
         self.state = State()
@@ -89,12 +87,13 @@ class Reservations:
             # An SPC-2 reservation may have come while this one waited.
             self.refuse_while_reserved()
             outcome = transition(self.state, by.id)
+            self._check_aca(outcome, by)
             await self._save(outcome.state)
             self.state = outcome.state
             self._unit.update_gates()
             self._establish(outcome)
             await self._unit.quiesce()
-            await self._abort(outcome.aborted, by)
+            await self._abort(outcome.aborted or frozenset(), by)
 
     def refuse_while_reserved(self) -> None:
         """Under an SPC-2 reservation all PERSISTENT RESERVE commands conflict, the holder's too."""
@@ -115,12 +114,22 @@ class Reservations:
                     nexus.establish(code)
 
     async def _abort(self, names: frozenset[NexusId], by: Nexus) -> None:
-        for nexus in list(self._unit.nexuses):
-            if nexus.id in names:
-                nexus.prevents_removal = False
-            # The commands of the sender's own port include this one; they have been waited for.
-            if nexus.id in names and nexus.id.initiator != by.id.initiator and await nexus.abort():
-                nexus.establish(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
+        preempted = [nexus for nexus in self._unit.nexuses if nexus.id in names]
+        for nexus in preempted:
+            nexus.prevents_removal = False
+            nexus.data_plane.clear_aca()
+        # The sender's own include this one; they have been waited for.
+        await abort_others(nexus for nexus in preempted if nexus is not by)
+
+    def _check_aca(self, outcome: Outcome, by: Nexus) -> None:
+        """Of other nexuses' commands the data plane lets PREEMPT AND ABORT through only, and that
+        is processed only where it clears the condition (SPC-4 5.13.11.2.6)."""
+        faulted = [nexus for nexus in self._unit.nexuses if nexus.data_plane.faulted]
+        aborted = outcome.aborted
+        if aborted is None or by in faulted:
+            return
+        if any(nexus.id not in aborted for nexus in faulted):
+            raise AcaActive
 
     # ── RESERVE and RELEASE of SPC-2 ───────────────────────────────────────────────────────────
 

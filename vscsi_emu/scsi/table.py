@@ -139,12 +139,14 @@ def command_table(features: Feature) -> CommandTable:
     return CommandTable(entry for entry in supported if entry is not None)
 
 
-def primary_commands() -> Iterator[CommandType]:
-    """Of SPC: what devices of any type here have."""
+def device_table(features: Feature, own: Iterable[CommandType]) -> CommandTable:
+    """What a device of another kind supports: its `own` commands, and those of SPC that devices of
+    any type here have, where it has none in their place."""
     from vscsi_emu.scsi.commands import PRIMARY
 
-    supported = (entry.for_features(Feature.NONE) for entry in PRIMARY)
-    return (entry for entry in supported if entry is not None)
+    # Later ones take the place of earlier ones.
+    supported = (entry.for_features(features) for entry in [*PRIMARY, *own])
+    return CommandTable(entry for entry in supported if entry is not None)
 
 
 def route_table(features: Feature = Feature.NONE) -> bytes:

@@ -74,10 +74,7 @@ class Target:
     def nexus_loss(self) -> None:
         """I_T nexus loss (SAM-6), once the commands of this nexus are aborted."""
         for nexus in self.nexuses.values():
-            nexus.prevents_removal = False
-            nexus.echo = None
-            nexus.forget_copies()
-            nexus.unit.reservations.lost(nexus)
+            nexus.lost()
             nexus.establish(Asc.I_T_NEXUS_LOSS_OCCURRED)
 
     def close(self) -> None:

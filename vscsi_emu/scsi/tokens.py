@@ -136,6 +136,11 @@ class Tokens:
             if token.unit is unit and token.ended is None:
                 self._end(token, Asc.TOKEN_CANCELLED)
 
+    def forget(self, unit: LogicalUnit) -> None:
+        """A unit that is gone: nobody can show its tokens to it any more."""
+        for key in [key for key, token in self._tokens.items() if token.unit is unit]:
+            del self._tokens[key]
+
     def _ended(self, token: Token) -> Asc | None:
         if token.ended is None:
             if token.watch is not None and token.watch.changed:

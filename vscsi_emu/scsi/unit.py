@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import weakref
 from collections.abc import Awaitable, Callable
 from typing import Final
 
@@ -44,7 +45,9 @@ async def _nothing(*_: object) -> None:
 
 
 def _features(limits: Limits, *, thin: bool, removable: bool, saved: bool) -> Feature:
-    features = Feature.THIN if thin else Feature.NONE
+    features = Feature.ACA
+    if thin:
+        features |= Feature.THIN
     if saved:
         features |= Feature.SAVED_STATE
     if limits.max_compare_and_write_blocks:
@@ -72,6 +75,7 @@ class LogicalUnit:
     - `discard`: thin provisioning is offered where the engine really frees space. `lbprz`: it
       says that unmapped blocks read as zeros, which they do in any case (SBC-4 6.6.7).
     - `thin`: the space that bounds it, which `engine` takes its own from; `watcher` tells of it.
+    - `queue_depth`: the most commands in the task set, then TASK SET FULL; 0: no limit but rings'.
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
     - `tokens`: of the copy manager that the unit belongs to; by default it has its own.
@@ -94,6 +98,7 @@ class LogicalUnit:
         lbprz: bool = False,
         write_cache: bool = True,
         limits: Limits | None = None,
+        queue_depth: int = 0,
         flush: Callable[[], Awaitable[None]] = _nothing,
         quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
         store: StateStore | None = None,
@@ -130,11 +135,13 @@ class LogicalUnit:
         self._overwriting: Overwriting | None = None
         self._made = time.monotonic()
         self.nexuses: Final[list[Nexus]] = []
-        self.port_groups: Final = PortGroups(self)
-        self.reservations: Final = Reservations(self, store)
-        self.identifying: Final = IdentifyingInformation(self, store)
-        self.errors: Final = ErrorLog(self)
-        self.self_tests: Final = SelfTests(self)
+        # No circles: a unit that was removed lets go of its storage at once.
+        unit: LogicalUnit = weakref.proxy(self)
+        self.port_groups: Final = PortGroups(unit)
+        self.reservations: Final = Reservations(unit, store)
+        self.identifying: Final = IdentifyingInformation(unit, store)
+        self.errors: Final = ErrorLog(unit)
+        self.self_tests: Final = SelfTests(unit)
         self.timestamp: Final = Timestamp()
         self.buffer: Final = bytearray(_BUFFER_CAPACITY)
         """Of READ BUFFER and WRITE BUFFER, for whatever initiators test with it."""
@@ -145,7 +152,7 @@ class LogicalUnit:
         self._flush = flush
         self._quiesce = quiesce
         self._blocks = engine.size // block_size
-        self.provisioning: Final = Provisioning(self, thin, watcher)
+        self.provisioning: Final = Provisioning(unit, thin, watcher)
         self.mode_pages: Final = ModePages(
             direct_access_pages(
                 write_cache=write_cache, provisioning=self.provisioning.mode_page()
@@ -153,9 +160,13 @@ class LogicalUnit:
             store,
         )
         self.data_plane: Final = _dataplane.Lu(
-            engine, self._policy(), self.commands.routes, self.commands.usage_maps
+            engine,
+            self._policy(),
+            self.commands.routes,
+            self.commands.usage_maps,
+            queue_depth=queue_depth,
         )
-        self.bad_blocks: Final = BadBlocks(self, store)
+        self.bad_blocks: Final = BadBlocks(unit, store)
         self.provisioning.update()
 
     # ── What the fast way needs ────────────────────────────────────────────────────────────────
@@ -175,6 +186,8 @@ class LogicalUnit:
             max_compare_and_write_blocks=self.limits.max_compare_and_write_blocks,
             max_atomic_blocks=self.limits.max_atomic_blocks,
             atomic_granularity_blocks=self.limits.atomic_granularity_blocks,
+            qerr=self.mode_pages.qerr,
+            restricted_reordering=self.mode_pages.restricted_reordering,
         )
 
     def _publish(self) -> None:
@@ -260,7 +273,7 @@ class LogicalUnit:
 
     def disconnect(self, nexus: Nexus) -> None:
         self.nexuses.remove(nexus)
-        self.reservations.lost(nexus)
+        nexus.lost()
 
     def establish(self, code: Asc, *, but: Nexus | None = None) -> None:
         """A unit attention condition for every nexus, or for all but one."""
@@ -283,6 +296,7 @@ class LogicalUnit:
         for nexus in self.nexuses:
             nexus.prevents_removal = False
             nexus.forget_copies()
+            nexus.data_plane.clear_aca()
         self.reservations.reset()
         self.priorities.clear()
         self.provisioning.update()
@@ -403,7 +417,10 @@ class LogicalUnit:
         return b""
 
     def end(self) -> None:
-        """The unit is gone for good: an overwriting under way ends soon, and fails."""
+        """The unit is gone for good: an overwriting or self-test under way ends soon, and fails."""
+        self.tokens.forget(self)
+        self.self_tests.abort()
+        self.provisioning.end()
         if self._overwriting is not None:
             self._overwriting.work.cancel()
 

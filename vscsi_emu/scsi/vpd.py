@@ -122,12 +122,12 @@ def _port_group(target: Target) -> bytes:
 
 # ── Extended INQUIRY data, mode page policy (SPC-6) ────────────────────────────────────────────
 
-_SIMPSUP: Final = 0x01
+_TASK_ATTRIBUTES: Final = 0x07
 _V_SUP: Final = 0x01
 _LUICLR: Final = 0x01
 
-# Byte 4 onwards. Every task attribute is treated as SIMPLE, so only that one is claimed.
-_EXTENDED_INQUIRY_BODY: Final = bytes([0, _SIMPSUP, _V_SUP, _LUICLR]).ljust(0x3C, b"\0")
+# Byte 4 onwards. HEADSUP, ORDSUP and SIMPSUP.
+_EXTENDED_INQUIRY_BODY: Final = bytes([0, _TASK_ATTRIBUTES, _V_SUP, _LUICLR]).ljust(0x3C, b"\0")
 
 _SHARED: Final = 0
 _MODE_PAGE_POLICY_BODY: Final = bytes([ALL_PAGES, ALL_SUBPAGES, _SHARED, 0])

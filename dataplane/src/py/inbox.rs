@@ -132,6 +132,7 @@ impl Notice {
             inbox::Notice::Denied { .. } => "denied",
             inbox::Notice::Broken { .. } => "broken",
             inbox::Notice::Warning { .. } => "warning",
+            inbox::Notice::Fault { .. } => "fault",
         }
     }
 
@@ -151,6 +152,7 @@ impl Notice {
         match self.0 {
             inbox::Notice::Done { value, .. } => value,
             inbox::Notice::Call { queue, .. } => queue.into(),
+            inbox::Notice::Fault { ref held, .. } => held.stamp,
             inbox::Notice::Miss { fault, .. } | inbox::Notice::Denied { fault, .. } => fault.iova,
             _ => 0,
         }
@@ -163,6 +165,22 @@ impl Notice {
             | inbox::Notice::Miss { queue, .. }
             | inbox::Notice::Denied { queue, .. }
             | inbox::Notice::Broken { queue, .. } => Some(Queue(queue.clone())),
+            _ => None,
+        }
+    }
+
+    #[getter]
+    fn port(&self) -> Option<Port> {
+        match &self.0 {
+            inbox::Notice::Fault { port, .. } => Some(Port(port.clone())),
+            _ => None,
+        }
+    }
+
+    #[getter]
+    fn nexus(&self) -> Option<Nexus> {
+        match &self.0 {
+            inbox::Notice::Fault { nexus, .. } => Some(Nexus(nexus.clone())),
             _ => None,
         }
     }

@@ -1,20 +1,18 @@
 use std::collections::HashMap;
 use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use arc_swap::ArcSwap;
 use pyo3::exceptions::{PyTypeError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::PyDict;
+use pyo3::types::{PyDict, PyTuple};
 
 use super::by_identity;
 use super::inbox::Inbox;
 use super::space::Space;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
-use crate::errors::ErrorCounts;
-use crate::turn::Turns;
-use crate::{engine, gate, lu, policy};
+use crate::policy::Qerr;
+use crate::{engine, lu, policy, task_set};
 
 fn duplicate(fd: i32) -> PyResult<OwnedFd> {
     if fd < 0 {
@@ -99,7 +97,7 @@ impl LunPolicy {
         *, block_size, blocks, write_protected=false, write_cache=true, descriptor_sense=false,
         max_transfer_blocks=0, max_write_same_blocks=0, max_unmap_blocks=0,
         max_unmap_descriptors=0, unmap=false, max_compare_and_write_blocks=0,
-        max_atomic_blocks=0, atomic_granularity_blocks=0,
+        max_atomic_blocks=0, atomic_granularity_blocks=0, qerr=0, restricted_reordering=false,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
@@ -116,6 +114,8 @@ impl LunPolicy {
         max_compare_and_write_blocks: u32,
         max_atomic_blocks: u32,
         atomic_granularity_blocks: u32,
+        qerr: u8,
+        restricted_reordering: bool,
     ) -> PyResult<Self> {
         if !block_size.is_power_of_two() || !(512..=65536).contains(&block_size) {
             return Err(PyValueError::new_err(format!(
@@ -131,6 +131,16 @@ impl LunPolicy {
                 "{blocks} blocks of {block_size} bytes are no capacity a file can have"
             )));
         }
+        let qerr = match qerr {
+            0 => Qerr::Nothing,
+            1 => Qerr::AbortsAll,
+            3 => Qerr::AbortsOwn,
+            _ => {
+                return Err(PyValueError::new_err(format!(
+                    "qerr {qerr} is not 0, 1 or 3"
+                )))
+            }
+        };
         Ok(Self(policy::LunPolicy {
             block_size,
             blocks,
@@ -145,6 +155,8 @@ impl LunPolicy {
             max_compare_and_write_blocks,
             max_atomic_blocks,
             atomic_granularity_blocks,
+            qerr,
+            restricted_reordering,
         }))
     }
 
@@ -213,9 +225,24 @@ impl LunPolicy {
         self.0.atomic_granularity_blocks
     }
 
+    #[getter]
+    fn qerr(&self) -> u8 {
+        match self.0.qerr {
+            Qerr::Nothing => 0,
+            Qerr::AbortsAll => 1,
+            Qerr::AbortsOwn => 3,
+        }
+    }
+
+    #[getter]
+    fn restricted_reordering(&self) -> bool {
+        self.0.restricted_reordering
+    }
+
     #[pyo3(signature = (**changes))]
     fn replace(&self, changes: Option<&Bound<'_, PyDict>>) -> PyResult<Self> {
         let mut copy = self.0.clone();
+        let mut qerr = self.qerr();
         let Some(changes) = changes else {
             return Ok(Self(copy));
         };
@@ -237,6 +264,8 @@ impl LunPolicy {
                 }
                 "max_atomic_blocks" => copy.max_atomic_blocks = value.extract()?,
                 "atomic_granularity_blocks" => copy.atomic_granularity_blocks = value.extract()?,
+                "qerr" => qerr = value.extract()?,
+                "restricted_reordering" => copy.restricted_reordering = value.extract()?,
                 _ => {
                     return Err(PyTypeError::new_err(format!(
                         "LunPolicy has no field {name:?}"
@@ -259,6 +288,8 @@ impl LunPolicy {
             copy.max_compare_and_write_blocks,
             copy.max_atomic_blocks,
             copy.atomic_granularity_blocks,
+            qerr,
+            copy.restricted_reordering,
         )
     }
 }
@@ -277,12 +308,13 @@ by_identity!(Lu);
 #[pymethods]
 impl Lu {
     #[new]
-    #[pyo3(signature = (engine, policy, routes, usage_maps=None))]
+    #[pyo3(signature = (engine, policy, routes, usage_maps=None, *, queue_depth=0))]
     fn new(
         engine: &Engine,
         policy: &LunPolicy,
         routes: &[u8],
         usage_maps: Option<HashMap<u8, Vec<u8>>>,
+        queue_depth: u32,
     ) -> PyResult<Self> {
         let routes: &[u8; 256] = routes
             .try_into()
@@ -290,16 +322,13 @@ impl Lu {
         let usage: Vec<_> = usage_maps.unwrap_or_default().into_iter().collect();
         let routes = lu::RouteTable::new(routes, &usage)
             .ok_or_else(|| PyValueError::new_err("routes holds a value that is no ROUTE_*"))?;
-        let policy = ArcSwap::from_pointee(policy.0.clone());
-        Ok(Self(Arc::new(lu::Lu {
-            engine: Arc::new(WatchedEngine::new(Arc::new(MarkedEngine::new(
-                engine.0.clone(),
-            )))),
-            policy,
+        let engine = WatchedEngine::new(Arc::new(MarkedEngine::new(engine.0.clone())));
+        Ok(Self(Arc::new(lu::Lu::new(
+            Arc::new(engine),
+            policy.0.clone(),
             routes,
-            turns: Turns::default(),
-            errors: ErrorCounts::default(),
-        })))
+            queue_depth,
+        ))))
     }
 
     #[getter]
@@ -309,7 +338,16 @@ impl Lu {
 
     #[setter]
     fn set_policy(&self, policy: &LunPolicy) {
-        self.0.policy.store(Arc::new(policy.0.clone()));
+        self.0.set_policy(policy.0.clone());
+    }
+
+    fn hold(&self) -> Held {
+        Held(Mutex::new(Some(task_set::Held::new(self.0.clone()))))
+    }
+
+    #[getter]
+    fn aca(&self) -> bool {
+        self.0.tasks.has_aca()
     }
 
     fn mark_bad(&self, offset: u64, length: u64) -> PyResult<()> {
@@ -334,6 +372,22 @@ impl Lu {
     }
 }
 
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Held(Mutex<Option<task_set::Held>>);
+
+#[pymethods]
+impl Held {
+    fn __enter__(slf: Py<Self>) -> Py<Self> {
+        slf
+    }
+
+    #[pyo3(signature = (*_error))]
+    fn __exit__(&self, _error: &Bound<'_, PyTuple>) {
+        let held = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(held);
+    }
+}
+
 #[pyclass(frozen, eq, hash, module = "vscsi_emu._dataplane")]
 pub struct Nexus(pub Arc<lu::Nexus>);
 
@@ -349,10 +403,7 @@ by_identity!(Nexus);
 impl Nexus {
     #[new]
     fn new(lu: &Lu) -> Self {
-        Self(Arc::new(lu::Nexus {
-            lu: lu.0.clone(),
-            gate: gate::Gate::default(),
-        }))
+        Self(Arc::new(lu::Nexus::new(lu.0.clone())))
     }
 
     #[getter]
@@ -376,5 +427,14 @@ impl Nexus {
     #[getter]
     fn pending(&self) -> u32 {
         self.0.gate.pending()
+    }
+
+    #[getter]
+    fn faulted(&self) -> bool {
+        self.0.lu.tasks.faulted(&self.0.part)
+    }
+
+    fn clear_aca(&self) -> bool {
+        self.0.lu.tasks.clear_aca(&self.0.part)
     }
 }

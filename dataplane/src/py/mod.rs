@@ -71,7 +71,7 @@ mod dataplane {
     #[pymodule_export]
     use super::interrupt::Interrupt;
     #[pymodule_export]
-    use super::lu::{Engine, Lu, LunPolicy, Nexus};
+    use super::lu::{Engine, Held, Lu, LunPolicy, Nexus};
     #[pymodule_export]
     use super::memory::GuestMemory;
     #[pymodule_export]

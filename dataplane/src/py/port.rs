@@ -72,7 +72,12 @@ impl Port {
         self.0.set_inout(on);
     }
 
-    fn set_luns(&self, luns: HashMap<(u8, u16), PyRef<'_, Nexus>>) -> PyResult<()> {
+    #[pyo3(signature = (luns, targets=Vec::new()))]
+    fn set_luns(
+        &self,
+        luns: HashMap<(u8, u16), PyRef<'_, Nexus>>,
+        targets: Vec<u8>,
+    ) -> PyResult<()> {
         if let Some((target, lun)) = luns.keys().find(|(_, lun)| *lun > 16383) {
             return Err(PyValueError::new_err(format!(
                 "LUN {lun} of target {target} is above 16383"
@@ -82,6 +87,7 @@ impl Port {
             luns.into_iter()
                 .map(|(at, nexus)| (at, nexus.0.clone()))
                 .collect(),
+            &targets,
         );
         Ok(())
     }

@@ -3,16 +3,25 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 
 use super::inbox::Inbox;
-use super::lu::Lu;
+use super::lu::{Lu, Nexus};
 use super::memory::GuestMemory;
 use super::port::Port;
+use crate::task::Ending;
 use crate::worker::{self, Scope};
 
-fn scope(port: Option<&Port>, lu: Option<&Lu>, tag: Option<u64>) -> Scope {
+fn scope(
+    port: Option<&Port>,
+    lu: Option<&Lu>,
+    nexus: Option<&Nexus>,
+    tag: Option<u64>,
+    until: Option<u64>,
+) -> Scope {
     Scope {
         port: port.map(|port| port.0.clone()),
         lu: lu.map(|lu| lu.0.clone()),
+        nexus: nexus.map(|nexus| nexus.0.clone()),
         tag,
+        until,
     }
 }
 
@@ -38,26 +47,41 @@ impl Worker {
         }
     }
 
-    #[pyo3(signature = (token, response, *, port=None, lu=None, tag=None))]
+    #[pyo3(signature = (
+        token, response, *, status=0, port=None, lu=None, nexus=None, tag=None, until=None,
+    ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn abort(
         &self,
         token: u64,
         response: u8,
+        status: u8,
         port: Option<&Port>,
         lu: Option<&Lu>,
+        nexus: Option<&Nexus>,
         tag: Option<u64>,
+        until: Option<u64>,
     ) {
-        self.0.abort(token, response, scope(port, lu, tag));
+        let ending = Ending { response, status };
+        self.0
+            .abort(token, ending, scope(port, lu, nexus, tag, until));
     }
 
-    #[pyo3(signature = (token, *, port=None, lu=None, tag=None))]
-    fn query(&self, token: u64, port: Option<&Port>, lu: Option<&Lu>, tag: Option<u64>) {
-        self.0.query(token, scope(port, lu, tag));
+    #[pyo3(signature = (token, *, port=None, lu=None, nexus=None, tag=None))]
+    fn query(
+        &self,
+        token: u64,
+        port: Option<&Port>,
+        lu: Option<&Lu>,
+        nexus: Option<&Nexus>,
+        tag: Option<u64>,
+    ) {
+        self.0.query(token, scope(port, lu, nexus, tag, None));
     }
 
     #[pyo3(signature = (token, *, lu=None))]
     fn quiesce(&self, token: u64, lu: Option<&Lu>) {
-        self.0.quiesce(token, scope(None, lu, None));
+        self.0.quiesce(token, scope(None, lu, None, None, None));
     }
 
     fn quiesce_range(&self, token: u64, memory: &GuestMemory, iova: u64, size: u64) {

@@ -4,6 +4,7 @@
 //! `Reply` to answer a task. All of them only put `Mail` into the worker's mailbox; the worker's
 //! state belongs to its thread alone (`thread.rs`).
 
+mod admission;
 mod drain;
 mod queue;
 mod thread;
@@ -17,13 +18,14 @@ use std::thread::JoinHandle;
 
 use crate::event::{Event, Kick};
 use crate::inbox::Inbox;
-use crate::lu::Lu;
+use crate::lu::{Lu, Nexus};
 use crate::memory::GuestMemory;
 use crate::notifier::Notifier;
 use crate::port::Port;
 use crate::ring::{self, RingConfig, RingError};
 use crate::sbc::Outcome;
-use crate::task::TaskRef;
+use crate::task::{Ending, TaskRef};
+use crate::task_set::{Held, Role};
 use crate::turn::Turn;
 use crate::wire;
 
@@ -40,7 +42,21 @@ pub enum Kind {
 pub struct Scope {
     pub port: Option<Arc<Port>>,
     pub lu: Option<Arc<Lu>>,
+    pub nexus: Option<Arc<Nexus>>,
     pub tag: Option<u64>,
+    /// Only commands with this stamp or a lower one ([`Held::stamp`]).
+    pub until: Option<u64>,
+}
+
+impl Scope {
+    /// The task set of which this is a part, unless it means single commands.
+    fn set(&self) -> Option<Arc<Lu>> {
+        let lu = match &self.nexus {
+            Some(nexus) => Some(nexus.lu.clone()),
+            None => self.lu.clone(),
+        };
+        lu.filter(|_| self.tag.is_none())
+    }
 }
 
 /// How Python or a pool thread answers a task.
@@ -107,16 +123,24 @@ pub(crate) enum Mail {
         task: TaskRef,
         answer: Answer,
     },
+    /// A dormant task is enabled.
+    Enabled {
+        task: TaskRef,
+        nexus: Arc<Nexus>,
+        role: Role,
+    },
     /// A parked task's turn has come.
     Turn {
         task: TaskRef,
         lu: Arc<Lu>,
         turn: Turn,
     },
+    /// `held` until what has not begun is aborted.
     Abort {
         token: u64,
-        response: u8,
+        ending: Ending,
         scope: Scope,
+        held: Option<Held>,
     },
     Query {
         token: u64,
@@ -417,11 +441,15 @@ impl Worker {
         self.io_uring
     }
 
-    pub fn abort(&self, token: u64, response: u8, scope: Scope) {
+    /// From now on nothing that is not running yet begins on the task set that `scope` means, until
+    /// this worker has aborted its part.
+    pub fn abort(&self, token: u64, ending: Ending, scope: Scope) {
+        let held = scope.set().map(Held::new);
         self.mailbox.post(Mail::Abort {
             token,
-            response,
+            ending,
             scope,
+            held,
         });
     }
 

@@ -15,21 +15,20 @@ use super::{Answer, Kind, Mail, Mailbox, Reply, Scope};
 use crate::engine::{Io, IoKind, Partial};
 use crate::inbox::{Command, Control, Inbox, Message, Notice};
 use crate::iov::Cursor;
-use crate::lu;
 use crate::memory::{Fault, GuestMemory};
 use crate::notifier::Notifier;
 use crate::pool::pool;
 use crate::port;
 use crate::ring::RingError;
 use crate::sbc::{self, Outcome, Plan};
-use crate::task::{Slab, State, TaskRef, MAX_CDB};
+use crate::task::{Ending, Place, Slab, State, TaskRef, MAX_CDB};
 use crate::turn::Turn;
 use crate::wire::{self, CmdReq, CMD_REQ_FIXED, CMD_RESP_FIXED};
 
 /// Chains taken from one queue before the next one has its turn.
 const BUDGET: usize = 64;
 /// Data-out bytes copied for one command that Python decides.
-const MAX_COPY: u64 = 1 << 20;
+pub(super) const MAX_COPY: u64 = 1 << 20;
 /// The same for all commands of a worker that are with Python; above it they get BUSY.
 const COPY_BUDGET: usize = 64 << 20;
 /// Longest control request that has a meaning is 24 bytes; the rest is cut off.
@@ -42,10 +41,10 @@ const MAILBOX: u64 = u64::MAX;
 const URING: u64 = u64::MAX - 1;
 
 /// What a response says.
-struct Response<'a> {
+pub(super) struct Response<'a> {
     response: u8,
-    status: u8,
-    sense: &'a [u8],
+    pub status: u8,
+    pub sense: &'a [u8],
     /// Data-out bytes consumed and data-in bytes produced.
     out: u64,
     data_in: u64,
@@ -53,10 +52,22 @@ struct Response<'a> {
 
 impl Response<'_> {
     /// No SCSI status: the transport's own answer.
-    fn transport(response: u8) -> Self {
+    pub fn transport(response: u8) -> Self {
+        Self::ending(Ending::response(response))
+    }
+
+    /// A SCSI status without data or sense.
+    pub fn status(status: u8) -> Self {
+        Self::ending(Ending {
+            response: wire::S_OK,
+            status,
+        })
+    }
+
+    fn ending(ending: Ending) -> Self {
         Self {
-            response,
-            status: 0,
+            response: ending.response,
+            status: ending.status,
             sense: &[],
             out: 0,
             data_in: 0,
@@ -71,13 +82,13 @@ struct Sendable<T>(T);
 unsafe impl<T> Send for Sendable<T> {}
 
 pub(super) struct Thread {
-    inbox: Arc<Inbox>,
-    mailbox: Arc<Mailbox>,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) mailbox: Arc<Mailbox>,
     epoll: Epoll,
     uring: Option<Uring>,
-    queues: Vec<Option<Run>>,
+    pub(super) queues: Vec<Option<Run>>,
     keys: HashMap<u64, usize>,
-    tasks: Slab,
+    pub(super) tasks: Slab,
     drains: Drains,
     /// Queues that may have chains.
     ready: VecDeque<usize>,
@@ -92,8 +103,8 @@ pub(super) struct Thread {
     /// Queues to look at without kicks.
     polled: Vec<usize>,
     idle_turns: u32,
-    /// Turns waited for, by tasks that may be gone meanwhile.
-    parked: usize,
+    /// Mail owed by task sets, to tasks that may be gone meanwhile.
+    pub(super) owed: usize,
     shutdown: bool,
 }
 
@@ -127,7 +138,7 @@ impl Thread {
             response: Vec::new(),
             polled: Vec::new(),
             idle_turns: 0,
-            parked: 0,
+            owed: 0,
             shutdown: false,
         })
     }
@@ -139,7 +150,7 @@ impl Thread {
     pub fn run(&mut self) {
         loop {
             self.turn();
-            if self.shutdown && self.parked == 0 && self.tasks.live().next().is_none() {
+            if self.shutdown && self.owed == 0 && self.tasks.live().next().is_none() {
                 return;
             }
             self.wait();
@@ -478,18 +489,23 @@ impl Thread {
                 self.stop_queue(queue, token, abort, discard);
             }
             Mail::Answer { task, answer } => self.answered(task, answer),
+            Mail::Enabled { task, nexus, role } => self.enabled(task, &nexus, role),
             Mail::Turn { task, lu, turn } => {
-                self.parked -= 1;
+                self.owed -= 1;
                 match self.tasks.find(task) {
                     Some(_) => self.execute_now(task.slot, turn),
-                    None => lu.turns.leave(turn),
+                    None => lu.tasks.leave_turn(turn),
                 }
             }
             Mail::Abort {
                 token,
-                response,
+                ending,
                 scope,
-            } => self.abort(token, response, &scope),
+                held,
+            } => {
+                self.abort(token, ending, &scope);
+                drop(held);
+            }
             Mail::Query { token, scope } => {
                 self.take_offered(&scope);
                 let count = self.matching(&scope).len() as u64;
@@ -499,7 +515,11 @@ impl Thread {
                 let running = self.matching(&scope);
                 let waiting: HashSet<_> = running
                     .into_iter()
-                    .filter(|task| self.tasks.get(task.slot).state != State::Python)
+                    .filter(|task| {
+                        // A dormant one has yet to come to the gate.
+                        let state = self.tasks.get(task.slot).state;
+                        state != State::Python && state != State::Dormant
+                    })
                     .collect();
                 self.drains
                     .add(token, waiting.len() as u64, waiting, &mut self.done);
@@ -512,6 +532,7 @@ impl Thread {
             } => {
                 // Rings look again before their next use, which comes after this mail.
                 let waiting = self.using(&memory, first, last);
+                let waiting = self.end_dormant(waiting);
                 self.drains
                     .add(token, waiting.len() as u64, waiting, &mut self.done);
             }
@@ -556,8 +577,9 @@ impl Thread {
         };
         queue.stop = Some(token);
         self.unwatch(key);
-        if let Some(response) = abort {
-            self.end_undecided(key, response);
+        match abort {
+            Some(response) => self.end_undecided(key, response),
+            None => self.end_dormant_of(key),
         }
         self.touched.push(key);
     }
@@ -664,7 +686,8 @@ impl Thread {
                 let Some(queue) = self.queues.get(task.queue).and_then(Option::as_ref) else {
                     return false;
                 };
-                let lu = task.nexus.as_ref().map(|nexus| &nexus.lu);
+                let nexus = task.nexus.as_ref();
+                let lu = nexus.map(|nexus| &nexus.lu);
                 queue.handle.kind == Kind::Request
                     && scope
                         .port
@@ -674,7 +697,12 @@ impl Thread {
                         .lu
                         .as_ref()
                         .is_none_or(|wanted| lu.is_some_and(|lu| Arc::ptr_eq(wanted, lu)))
+                    && scope
+                        .nexus
+                        .as_ref()
+                        .is_none_or(|wanted| nexus.is_some_and(|nexus| Arc::ptr_eq(wanted, nexus)))
                     && scope.tag.is_none_or(|tag| tag == task.header.tag)
+                    && scope.until.is_none_or(|until| task.stamp <= until)
             })
             .map(|(slot, task)| TaskRef {
                 slot,
@@ -699,16 +727,16 @@ impl Thread {
             .collect()
     }
 
-    fn abort(&mut self, token: u64, response: u8, scope: &Scope) {
+    fn abort(&mut self, token: u64, ending: Ending, scope: &Scope) {
         self.take_offered(scope);
         let hit = self.matching(scope);
         let mut waiting = HashSet::new();
         for task in &hit {
             let found = self.tasks.get(task.slot);
             if found.state != State::Running {
-                self.respond(task.slot, &Response::transport(response));
+                self.respond(task.slot, &Response::ending(ending));
             } else {
-                found.aborted = Some(response);
+                found.aborted = Some(ending);
                 waiting.insert(*task);
             }
         }
@@ -786,39 +814,21 @@ impl Thread {
             }
             port::Route::Python => self.ask_python(slot, MAX_COPY),
             port::Route::Unit(nexus) => {
-                task.nexus = Some(nexus.clone());
-                match nexus.lu.routes.route(task.cdb()) {
-                    lu::Route::Media(class) if nexus.gate.enter(class) => self.execute(slot),
-                    lu::Route::Media(_) => {
-                        task.pending = true;
-                        self.ask_python(slot, 0);
-                    }
-                    lu::Route::Python => {
-                        nexus.gate.wait();
-                        task.pending = true;
-                        self.ask_python(slot, MAX_COPY);
-                    }
-                }
+                task.nexus = Some(nexus);
+                self.enter(slot);
             }
         }
     }
 
     /// Posts a command to the inbox, with a copy of its data-out up to `copy` bytes.
-    fn ask_python(&mut self, slot: u32, copy: u64) {
+    pub(super) fn ask_python(&mut self, slot: u32, copy: u64) {
         let task = self.tasks.get(slot);
         let Some(queue) = self.queues[task.queue].as_ref() else {
             return;
         };
         let copy = task.data_out_len.min(copy) as usize;
         if self.copied + copy > COPY_BUDGET {
-            let busy = Response {
-                response: wire::S_OK,
-                status: wire::STATUS_BUSY,
-                sense: &[],
-                out: 0,
-                data_in: 0,
-            };
-            return self.respond(slot, &busy);
+            return self.respond(slot, &Response::status(wire::STATUS_BUSY));
         }
         self.copied += copy;
         task.copied = copy;
@@ -898,34 +908,37 @@ impl Thread {
         self.respond(slot, &response);
     }
 
-    /// Runs a media command, when it is its turn on the logical unit.
-    fn execute(&mut self, slot: u32) {
+    /// Runs a media command, when it is its turn on the medium.
+    pub(super) fn execute(&mut self, slot: u32) {
         let task = self.tasks.get(slot);
         let Some(nexus) = &task.nexus else {
             // Python executes only what has a logical unit.
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         };
+        if let Some(turn) = task.turn {
+            return self.execute_now(slot, turn);
+        }
         let turn = nexus.lu.turn(task.cdb());
         let mailbox = &self.mailbox;
         let task_ref = TaskRef {
             slot,
             generation: task.generation,
         };
-        let at_once = nexus.lu.turns.enter(turn, || {
+        let at_once = nexus.lu.tasks.take_turn(turn, || {
             let (mailbox, lu) = (mailbox.clone(), nexus.lu.clone());
-            move || {
+            Box::new(move || {
                 mailbox.post(Mail::Turn {
                     task: task_ref,
                     lu,
                     turn,
                 });
-            }
+            })
         });
         if at_once {
             self.execute_now(slot, turn);
         } else {
             task.state = State::Parked;
-            self.parked += 1;
+            self.owed += 1;
         }
     }
 
@@ -1077,12 +1090,12 @@ impl Thread {
     }
 
     /// Writes a command's response. Every command ends here, except one without room for it.
-    fn respond(&mut self, slot: u32, response: &Response<'_>) {
+    pub(super) fn respond(&mut self, slot: u32, response: &Response<'_>) {
         let task = self.tasks.get(slot);
         let Some(queue) = self.queues[task.queue].as_ref() else {
             return;
         };
-        let aborted = task.aborted.map(Response::transport);
+        let aborted = task.aborted.map(Response::ending);
         let response = aborted.as_ref().unwrap_or(response);
         let total = task.data_out_len + task.data_in_len;
         let residual = total - response.out - response.data_in;
@@ -1107,7 +1120,11 @@ impl Thread {
             Cursor::new(&task.chain.writable).write(bytes);
             used += response.data_in;
         }
+        let checked = response.status == wire::STATUS_CHECK_CONDITION;
         self.settle(slot);
+        if checked {
+            self.check_condition(slot);
+        }
         self.complete(slot, u32::try_from(used).unwrap_or(u32::MAX));
     }
 
@@ -1129,6 +1146,10 @@ impl Thread {
         };
         let (key, head) = (task.queue, task.chain.head);
         self.copied -= task.copied;
+        if let (Place::Dormant(ticket), Some(nexus)) = (task.place, &task.nexus) {
+            // Otherwise its wake is under way; it will find nobody.
+            self.owed -= usize::from(nexus.lu.tasks.cancel(&nexus.part, ticket));
+        }
         let mut failure = None;
         if let Some(queue) = self.queues[key].as_mut() {
             queue.in_flight -= 1;

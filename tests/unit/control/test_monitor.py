@@ -179,7 +179,7 @@ def test_a_disk_is_added_used_and_removed(server: Server, client: Client) -> Non
         assert state.at == {server.sockets[0]: ["3:2"]}
         assert device.execute(3, 2, bytes(6)).response == 0
         client.lun_remove(lun=["extra"])
-        assert device.execute(3, 2, bytes(6)).response == 3  # BAD_TARGET
+        assert device.execute(3, 2, bytes(6)).sense[12] == 0x25  # LUN NOT SUPPORTED
     assert list(server.service.disks) == ["disk-0-0"]
 
 

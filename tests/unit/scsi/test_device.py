@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from vscsi_emu import Hba
+from vscsi_emu import Device, Hba, ScsiError
 from vscsi_emu.driver.request import Result
 from vscsi_emu.driver.scan import retried
 from vscsi_emu.driver.virtio_scsi import VirtioScsi
-from vscsi_emu.scsi.cdb import CommandType, Feature, Field, Route, bit, command, media_command
+from vscsi_emu.scsi.cdb import NACA, CommandType, Feature, Field, Route, bit, command, media_command
+from vscsi_emu.scsi.device import DeviceUnit, device_command
+from vscsi_emu.scsi.identity import Identity
+from vscsi_emu.scsi.peripheral import Peripheral
 from vscsi_emu.scsi.request import Request
+from vscsi_emu.scsi.sense import SenseKey
 from vscsi_emu.scsi.table import add_command, command_table
 from vscsi_emu.virtio.scsi import TmfType
 
@@ -144,6 +148,25 @@ def test_what_it_cannot_do_is_refused() -> None:
         assert tape.send(0x1A, 0, 0, 0, 12, 0, data_in_length=12).data[3] == 8
 
 
+def test_a_command_of_the_devices_own_takes_the_place_of_ours() -> None:
+    class Quiet(Device):
+        peripheral = Peripheral.PROCESSOR
+
+        @device_command("TEST UNIT READY", 0x00, 6)
+        def ready(self, request: Request) -> bytes:
+            raise ScsiError(SenseKey.NOT_READY, 0x0403)
+
+    table = DeviceUnit(Quiet(), Identity("1", bytes([0x30, *bytes(7)])), quiesce=nothing).commands
+    (ready,) = (entry for entry in table if entry.opcode == 0x00)
+    with pytest.raises(ScsiError, match="NOT_READY 0403h"):
+        ready.handler(None)  # type: ignore[misc, arg-type]
+    assert {entry.opcode for entry in table} >= {0x03, 0x12, 0xA0, 0x5E, 0xA3}
+
+
+async def nothing(_: object) -> None:
+    pass
+
+
 def test_a_reset_reaches_the_device() -> None:
     with drive() as tape:
         tape.write(b"x")
@@ -158,7 +181,7 @@ def test_its_commands_are_reported() -> None:
         cdb = bytes([0xA3, 0x0C, 0x01, 0x11, 0, 0, 0, 0, 0, 64, 0, 0])
         data = tape.device.execute(0, 0, cdb, data_in_length=64).data
         assert data[1] == 3
-        assert data[4:10] == bytes([0x11, 0x0F, 0xFF, 0xFF, 0xFF, 0])
+        assert data[4:10] == bytes([0x11, 0x0F, 0xFF, 0xFF, 0xFF, NACA])
 
 
 # ── Commands that disks have besides ours ──────────────────────────────────────────────────────
@@ -182,7 +205,7 @@ def test_a_command_from_outside_is_a_command_like_others() -> None:
                 assert sense(refused)[2] == 0x2400
                 cdb = bytes([0xA3, 0x0C, 0x01, 0xC0, 0, 0, 0, 0, 0, 64, 0, 0])
                 data = execute(0, 0, cdb, data_in_length=64).data
-                assert data[4:10] == bytes([0xC0, 0x01, 0, 0, 0xFF, 0])
+                assert data[4:10] == bytes([0xC0, 0x01, 0, 0, 0xFF, NACA])
         assert not command_table(Feature.NONE).supports_opcode(0xC0)
     finally:
         if command_table(Feature.NONE).supports_opcode(0xC0):

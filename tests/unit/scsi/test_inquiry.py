@@ -30,7 +30,7 @@ def vpd(target: Target, page: int, lun: int = 0) -> bytes:
 def test_standard_data() -> None:
     data = good(make_target(make_unit()), "1200 00 00ff 00")
     assert data == (
-        bytes.fromhex("00 00 06 12 5b 38 00 02")
+        bytes.fromhex("00 00 06 32 5b 38 00 02")
         + b"ACME    "
         + b"Rocket disk     "
         + b"0001"
@@ -141,8 +141,8 @@ def test_power_conditions() -> None:
 
 def test_extended_inquiry() -> None:
     page = vpd(make_target(make_unit()), 0x86)
-    # SIMPSUP alone of the task attributes; V_SUP; LUICLR.
-    assert page == bytes.fromhex("00 86 003c 00 01 01 01") + bytes(56)
+    # HEADSUP, ORDSUP, SIMPSUP; V_SUP; LUICLR.
+    assert page == bytes.fromhex("00 86 003c 00 07 01 01") + bytes(56)
 
 
 def test_mode_page_policy() -> None:

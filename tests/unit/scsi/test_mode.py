@@ -98,7 +98,7 @@ def test_page_control() -> None:
     assert sense_6(target, 0x08) == caching(wce=False)
     assert sense_6(target, 0x08, control=2) == caching(wce=True)
     assert sense_6(target, 0x08, control=1) == caching(wce=True)
-    assert sense_6(target, 0x0A, control=1) == bytes.fromhex("0a0a 04 00 08" + "00" * 7)
+    assert sense_6(target, 0x0A, control=1) == bytes.fromhex("0a0a 04 16 08 40" + "00" * 6)
     assert sense_6(target, 0x1C, control=1) == bytes.fromhex("1c0a" + "00" * 10)
     saved = refused(target, bytes([0x1A, 0, 0xC8, 0, 255]))
     assert saved.code == Asc.SAVING_PARAMETERS_NOT_SUPPORTED
@@ -216,7 +216,9 @@ def test_a_list_of_nothing() -> None:
         (b"\x08\x12\x05" + bytes(17), 6, 0),  # RCD
         (b"\x08\x12\x84" + bytes(17), 6, 7),  # IC
         (b"\x08\x12\x04" + bytes(16) + b"\x01", 23, 0),
-        (b"\x0a\x0a\x02\x00" + bytes(8), 7, 4),  # queue algorithm modifier
+        (b"\x0a\x0a\x02\x20" + bytes(8), 7, 5),  # QUEUE ALGORITHM MODIFIER 2h
+        (b"\x0a\x0a\x02\x14" + bytes(8), 7, 2),  # QERR 10b
+        (b"\x0a\x0a\x22\x10" + bytes(8), 6, 5),  # TST
         (b"\x08\x11" + bytes(17), 5, None),  # PAGE LENGTH
         (b"\x03\x16" + bytes(22), 4, 5),  # no such page
         (b"\x4a\x02\x00\x1c" + bytes(28), 4, 5),  # no such subpage

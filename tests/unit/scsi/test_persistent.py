@@ -45,7 +45,7 @@ from tests.unit.scsi.reserving import (
     reservation,
 )
 from vscsi_emu import _dataplane
-from vscsi_emu.scsi import Asc, LogicalUnit, SenseKey, Target, handle
+from vscsi_emu.scsi import Asc, LogicalUnit, SenseKey, Status, Target, handle
 from vscsi_emu.scsi.store import SavedStateError
 
 TEST_UNIT_READY = "00"
@@ -457,7 +457,10 @@ def test_preempt_and_abort_aborts_the_preempted_only() -> None:
     aborted = []
     for name, target in (("a", a), ("b", b), ("c", c)):
 
-        async def abort(name: str = name) -> int:
+        async def abort(
+            *, status: Status | None = None, until: int | None = None, name: str = name
+        ) -> int:
+            assert status is until is None
             aborted.append(name)
             return 1
 

@@ -89,12 +89,12 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
 @pytest.mark.parametrize(
     ("options", "opcode", "action", "data"),
     [
-        (1, 0x28, 0, "00 03 000a 2818ffffffff00ffff00"),
-        (1, 0x00, 0, "00 03 0006 000000000000"),
-        (2, 0x9E, 0x10, "00 03 0010 9e100000000000000000ffffffff0000"),
-        (3, 0x9E, 0x10, "00 03 0010 9e100000000000000000ffffffff0000"),
-        (3, 0x28, 0, "00 03 000a 2818ffffffff00ffff00"),
-        (0x81, 0x28, 0, "00 83 000a 2818ffffffff00ffff00 000a 0000 00000000 00000000"),
+        (1, 0x28, 0, "00 03 000a 2818ffffffff00ffff04"),
+        (1, 0x00, 0, "00 03 0006 000000000004"),
+        (2, 0x9E, 0x10, "00 03 0010 9e100000000000000000ffffffff0004"),
+        (3, 0x9E, 0x10, "00 03 0010 9e100000000000000000ffffffff0004"),
+        (3, 0x28, 0, "00 03 000a 2818ffffffff00ffff04"),
+        (0x81, 0x28, 0, "00 83 000a 2818ffffffff00ffff04 000a 0000 00000000 00000000"),
         # Not supported: by operation code, by service action, with one that it has not.
         (1, 0xFF, 0, "00 01 0000"),
         (2, 0x9E, 0x1F, "00 01 0000"),
@@ -144,7 +144,7 @@ def test_dpo_and_fua_agree_with_mode_sense() -> None:
 
 def test_task_management_functions() -> None:
     target = make_target(make_unit())
-    assert good(target, "a30d 00 000000 000000ff 0000") == bytes.fromhex("dc 03 00 00")
-    assert good(target, "a30d 80 000000 000000ff 0000") == bytes.fromhex("dc 03 00 0c") + bytes(12)
-    assert good(target, "a30d 80 000000 00000004 0000") == bytes.fromhex("dc 03 00 0c")
+    assert good(target, "a30d 00 000000 000000ff 0000") == bytes.fromhex("fc 03 00 00")
+    assert good(target, "a30d 80 000000 000000ff 0000") == bytes.fromhex("fc 03 00 0c") + bytes(12)
+    assert good(target, "a30d 80 000000 00000004 0000") == bytes.fromhex("fc 03 00 0c")
     assert refused(target, "a30d 00 000000 00000003 0000") == bad_cdb(6, 7)

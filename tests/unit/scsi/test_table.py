@@ -4,7 +4,17 @@ import pytest
 
 from tests.unit.scsi.harness import Recorder, bad_cdb, cdb_of, make_target, make_unit, refused, send
 from vscsi_emu import _dataplane
-from vscsi_emu.scsi import Asc, Feature, Limits, Route, SenseKey, Status, handle, route_table
+from vscsi_emu.scsi import (
+    REPORT_LUNS_WLUN,
+    Asc,
+    Feature,
+    Limits,
+    Route,
+    SenseKey,
+    Status,
+    handle,
+    route_table,
+)
 from vscsi_emu.scsi.cdb import (
     SERVICE_ACTION_MASK,
     SERVICE_ACTION_OPCODES,
@@ -29,7 +39,7 @@ MEDIA = {
     },
     _dataplane.ROUTE_MEDIA: {0x2F, 0xAF, 0x8F, 0x35, 0x91, 0x34, 0x90},
 }
-ALL_FEATURES = Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES
+ALL_FEATURES = Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES | Feature.ACA
 
 
 PERSISTENT_RESERVE_OUT = 0x5F
@@ -135,7 +145,8 @@ def test_field(field: Field, cdb: str, value: int) -> None:
     ],
 )
 def test_usage_map(opcode: int, action: int | None, usage: str) -> None:
-    command = command_table(ALL_FEATURES).get(opcode, action)
+    # Of a unit without ACA: `test_naca_is_all_that_control_has`.
+    command = command_table(ALL_FEATURES & ~Feature.ACA).get(opcode, action)
     assert command is not None
     assert command.usage_map.hex() == bytes.fromhex(usage).hex()
     assert command.length == len(command.usage_map)
@@ -154,6 +165,21 @@ def test_the_unmap_bit_needs_thin_provisioning() -> None:
     assert command is not None
     assert command.usage_map[1] == 0x01
     assert refused(make_target(make_unit(discard=False)), "9308") == bad_cdb(1, 3)
+
+
+@pytest.mark.parametrize("command", commands(), ids=name)
+def test_naca_is_all_that_control_has(command: CommandType) -> None:
+    assert command.usage_map[-1] == 0x04
+    without = command_table(ALL_FEATURES & ~Feature.ACA).get(command.opcode, command.service_action)
+    assert without is not None
+    assert without.usage_map == command.usage_map[:-1] + b"\0"
+
+
+@pytest.mark.parametrize("lun", [9, REPORT_LUNS_WLUN])
+def test_naca_needs_a_logical_unit_with_a_task_set(lun: int) -> None:
+    target = make_target(make_unit())
+    assert refused(target, "120000002404", lun=lun) == bad_cdb(5, 2)
+    assert send(target, "120000002404").status == Status.GOOD
 
 
 @pytest.mark.parametrize("command", commands(), ids=name)
@@ -259,14 +285,6 @@ def test_unknown_service_actions(opcode: int) -> None:
     known = {c.service_action for c in commands() if c.opcode == opcode}
     for action in set(range(32)) - known:
         assert refused(target, bytes([opcode, action])) == bad_cdb(1, 4)
-
-
-@pytest.mark.parametrize("command", commands(), ids=name)
-def test_naca_is_refused(command: CommandType) -> None:
-    cdb = bytearray(command.length)
-    cdb[0], cdb[1] = command.opcode, command.service_action or 0
-    cdb[-1] = 0x04
-    assert refused(make_target(make_unit()), bytes(cdb)) == bad_cdb(command.length - 1, 2)
 
 
 def test_a_short_cdb_is_padded_with_zeros() -> None:

@@ -51,7 +51,7 @@ class Server:
 
 
 @contextmanager
-def serving(config: Config) -> Iterator[Server]:
+def serving(config: Config, *, workers: int | None = None) -> Iterator[Server]:
     """Serves `config`; when left, the server must end by itself and without an error."""
     ready = threading.Event()
     servers: list[Server] = []
@@ -59,7 +59,7 @@ def serving(config: Config) -> Iterator[Server]:
     stop = asyncio.Event()
 
     async def main() -> None:
-        async with Service(config) as service:
+        async with Service(config, workers=workers) as service:
             sockets = [hba.socket for hba in config.hbas if hba.socket]
             servers.append(Server(service, asyncio.get_running_loop(), sockets, stop))
             ready.set()

@@ -16,6 +16,7 @@ _TARGET_NAMES: Final = (b"VSCSIEMU", b"Target".ljust(16), b"0001")
 
 _RMB: Final = 0x80
 _SPC_4: Final = 6
+_NORMACA: Final = 0x20
 _HISUP: Final = 0x10
 _RESPONSE_DATA_FORMAT: Final = 2
 _TPGS: Final = 0x30
@@ -68,12 +69,13 @@ def _peripheral(request: Request) -> Peripheral:
 
 def _standard(request: Request, peripheral: Peripheral) -> bytes:
     nexus = request.target.find(request.lun)
-    names, rmb, ports, versions = _TARGET_NAMES, 0, 0, _VERSION_DESCRIPTORS
+    names, rmb, normaca, ports, versions = _TARGET_NAMES, 0, 0, 0, _VERSION_DESCRIPTORS
     if nexus is None or nexus.unit.peripheral is Peripheral.DIRECT_ACCESS:
         versions += (_SBC_3,)
     if nexus is not None:
         ports = _TPGS | _3PC if nexus.unit.peripheral is Peripheral.DIRECT_ACCESS else 0
         rmb = _RMB if nexus.unit.removable else 0
+        normaca = _NORMACA
         identity = nexus.unit.identity
         names = (identity.vendor_field, identity.product_field, identity.revision_field)
     descriptors = (*versions, *(0,) * (8 - len(versions)))
@@ -81,7 +83,7 @@ def _standard(request: Request, peripheral: Peripheral) -> bytes:
         peripheral,
         rmb,
         _SPC_4,
-        _HISUP | _RESPONSE_DATA_FORMAT,
+        normaca | _HISUP | _RESPONSE_DATA_FORMAT,
         _SIZE - 5,
         ports,
         0,

@@ -141,7 +141,7 @@ def _requested(request: Request) -> CommandType | None:
 
 # ── REPORT SUPPORTED TASK MANAGEMENT FUNCTIONS (SPC-6) ─────────────────────────────────────────
 
-_ATS, _ATSS, _CTSS, _LURS, _QTS = 0x80, 0x40, 0x10, 0x08, 0x04
+_ATS, _ATSS, _CACAS, _CTSS, _LURS, _QTS = 0x80, 0x40, 0x20, 0x10, 0x08, 0x04
 _QTSS, _ITNRS = 0x02, 0x01
 
 
@@ -156,8 +156,8 @@ _QTSS, _ITNRS = 0x02, 0x01
     allocation_length=Field(6, 4),
 )
 def report_supported_task_management_functions(request: Request) -> bytes:
-    """All but CLEAR ACA, which goes with NACA, and QUERY ASYNCHRONOUS EVENT, which virtio lacks."""
-    functions = _ATS | _ATSS | _CTSS | _LURS | _QTS
+    """All but QUERY ASYNCHRONOUS EVENT, which virtio lacks."""
+    functions = _ATS | _ATSS | _CACAS | _CTSS | _LURS | _QTS
     if request.cdb["allocation_length"] < 4:
         raise invalid_field_in_cdb(6, 7)
     # The extended format's timeouts stay 0: no indication.

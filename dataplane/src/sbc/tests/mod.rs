@@ -14,7 +14,7 @@ use super::cdb::opcode;
 use super::{complete, plan, trim, Outcome, Plan};
 use crate::engine::testing::{drive, Guest};
 use crate::engine::{Engine, Io};
-use crate::policy::LunPolicy;
+use crate::policy::{LunPolicy, Qerr};
 
 pub(crate) fn policy(block_size: u32, blocks: u64) -> LunPolicy {
     LunPolicy {
@@ -31,6 +31,8 @@ pub(crate) fn policy(block_size: u32, blocks: u64) -> LunPolicy {
         max_compare_and_write_blocks: 255,
         max_atomic_blocks: 32,
         atomic_granularity_blocks: 4,
+        qerr: Qerr::Nothing,
+        restricted_reordering: false,
     }
 }
 
