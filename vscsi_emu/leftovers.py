@@ -11,6 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 
 _WATCHER_SECONDS = 10.0
+_LONGEST_PARENT = 64
+"""Bytes: sockets are made in the directory, whose paths have at most 107 (unix(7))."""
 
 # A line says what to clean up, or that all is well; the end of the pipe, that its other side is
 # dead. Nobody else may reap the dead, so waiting for them is bounded.
@@ -49,8 +51,7 @@ class Leftovers:
             cwd="/",
             start_new_session=True,
         )
-        parent = Path(tempfile.gettempdir()).absolute()
-        self.directory = parent / f"{name}-{secrets.token_hex(6)}"
+        self.directory = _parent() / f"{name}-{secrets.token_hex(6)}"
         try:
             # Told of it first, so that there is never one that nobody would remove.
             self._tell(f"directory {self.directory}")
@@ -77,3 +78,9 @@ class Leftovers:
         if self._watcher.returncode is None:
             with suppress(BrokenPipeError):
                 self._watcher.communicate(b"done\n", _WATCHER_SECONDS)
+
+
+def _parent() -> Path:
+    """Where temporary files go, or ``/tmp`` if that is too long for sockets."""
+    wanted = Path(tempfile.gettempdir()).absolute()
+    return wanted if len(os.fsencode(wanted)) <= _LONGEST_PARENT else Path("/tmp")

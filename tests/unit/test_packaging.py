@@ -9,6 +9,7 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
 from xml.etree import ElementTree
@@ -122,9 +123,10 @@ def test_the_pytest_plugin_works_from_the_wheel_in_an_empty_project(
     project.mkdir()
     (project / "test_disk.py").write_text(PROJECT.replace("SITE", str(installed.parents[1])))
     command = (installed, "-m", "pytest", "-n", "2", "-v")
-    report = run(*command, cwd=project, PYTHONPATH="", TMPDIR=str(tmp_path))
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        report = run(*command, cwd=project, PYTHONPATH="", TMPDIR=place)
+        assert not list(Path(place).glob("vscsi-emu-*"))
     assert "3 passed" in report
-    assert not list(tmp_path.glob("vscsi-emu-*"))
 
 
 @pytest.mark.parametrize("wheel", ["checkout"], indirect=True)

@@ -51,17 +51,27 @@ def test_two_of_one_name_differ() -> None:
         second.clean()
 
 
-def test_a_place_that_is_not_there_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path / "nowhere"))
+def test_a_place_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tempfile.gettempdir", lambda: "/nowhere")
     with pytest.raises(FileNotFoundError):
         Leftovers("vscsi-emu")
 
 
+def test_a_place_that_is_too_long_for_sockets_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    place = tmp_path / ("x" * 64)
+    place.mkdir()
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(place))
+    leftovers = Leftovers("vscsi-emu")
+    assert leftovers.directory.parent == Path("/tmp")
+    leftovers.clean()
+    assert list(place.iterdir()) == []
+
+
 @pytest.mark.parametrize("blank", ["", "a place with blanks"])
-def test_a_killed_process_leaves_nothing(tmp_path: Path, blank: str) -> None:
-    place = tmp_path / blank
+def test_a_killed_process_leaves_nothing(short_path: Path, blank: str) -> None:
+    place = short_path / blank
     place.mkdir(exist_ok=True)
     with subprocess.Popen(
         [sys.executable, "-c", KILLED],

@@ -141,9 +141,8 @@ def test_in_parallel(pytester: pytest.Pytester) -> None:
     result.assert_outcomes(passed=8)
 
 
-def test_a_killed_run_leaves_nothing(tmp_path: Path) -> None:
-    place, told = tmp_path / "tmp", tmp_path / "told"
-    place.mkdir()
+def test_a_killed_run_leaves_nothing(tmp_path: Path, short_path: Path) -> None:
+    place, told = short_path, tmp_path / "told"
     (tmp_path / "test_killed.py").write_text(
         f"""
 import os, time
