@@ -222,6 +222,10 @@ class Runtime:
         for command in self._parked.pop(lu, []):
             self._try(command)
 
+    def forget(self, port: Port) -> None:
+        """Its queues are stopped: none of its commands that wait is decided any more."""
+        self._take_parked(port, None, None, None)
+
     def _park(self, command: Command) -> bool:
         if not self._parked:
             return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -66,6 +67,15 @@ def test_a_custom_command_is_known_to_all_disks() -> None:
     dark, lit, refused = run.stdout.splitlines()
     assert (dark, lit) == ("0:0 is dark", "1:0 is lit")
     assert refused == "a reserved bit: sense 70 00 05 00 00 00 00 0a 00 00 00 00 24 00 00 c9 00 01"
+
+
+def test_a_drivers_error_handling_is_tested_step_by_step(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    shutil.copy(ROOT / "examples/test_error_path.py", pytester.path)
+    result = pytester.runpytest_subprocess("-p", "vscsi_emu.testing.plugin", timeout=120)
+    result.assert_outcomes(passed=4)
 
 
 def test_a_backend_in_thirty_lines_of_python() -> None:

@@ -78,3 +78,20 @@ def test_calls_are_for_an_hba_that_runs() -> None:
         hba.call(fail)
     with pytest.raises(RuntimeError, match="not running"):
         hba.call(fail)
+
+
+def test_what_waited_for_a_paused_unit_goes_with_its_driver() -> None:
+    # MODE SELECT(6) of a Caching mode page without WCE.
+    page = bytes([0, 0, 0, 0, 0x08, 0x12, *bytes(18)])
+    cdb = bytes([0x15, 0x10, 0, 0, len(page), 0])
+    with Hba("mem:1M") as hba:
+        with hba.driver() as guest:
+            hba.control.lun_pause(lun="0:0")
+            # The first would be answered with the unit attention that the driver's end brings.
+            guest.device.submit(0, 0, cdb, data_out=page)
+            with pytest.raises(TimeoutError):
+                guest.device.wait(guest.device.submit(0, 0, cdb, data_out=page), 0.2)
+        while hba.control.hba_query().hbas[0].connected:
+            pass
+        hba.control.lun_resume(lun="0:0")
+        assert hba.control.hba_query().luns[0].write_cache
