@@ -39,7 +39,7 @@ class Backend:
     """Keys of this scheme only, each with a line of help."""
 
     engine: Engine
-    device: Device | None = None
+    python_device: Device | None = None
     """Where it is no disk; `engine` is not used then."""
     name: str
     """What the default identity is derived from: the same at every start, unique to the data."""
@@ -83,6 +83,10 @@ class Backend:
     def state_path(self) -> str | None:
         """Path of the file that keeps the unit's state over restarts; None: it is forgotten."""
         return self.spec.state
+
+    def limit(self, name: str) -> tuple[int, str] | None:
+        """What the host gives for a field of the configuration space, and where it says so."""
+        return None
 
     def limit_space(self) -> None:
         """Once `engine` is open: obeys `thin=`. Raises `SpecError` where that cannot be."""

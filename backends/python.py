@@ -38,7 +38,7 @@ class PythonBackend(Backend):
         made = _make(spec)
         self._stop: Callable[[], None] | None = None
         if isinstance(made, Device):
-            self.device = made
+            self.python_device = made
         else:
             self._set_storage(made)
 
@@ -56,7 +56,7 @@ class PythonBackend(Backend):
             )
 
     def start(self, owner: Owner) -> None:
-        if self.device is not None:
+        if self.python_device is not None:
             return
         token = owner.add_engine(self._queue)
         self._stop = partial(owner.remove_engine, token)
@@ -68,12 +68,12 @@ class PythonBackend(Backend):
         )
 
     def flush(self) -> None:
-        if self.device is None and not self.spec.read_only:
+        if self.python_device is None and not self.spec.read_only:
             self._threads.submit(self.storage.flush).result()
 
     def close(self) -> None:
-        if self.device is not None:
-            self.device.close()
+        if self.python_device is not None:
+            self.python_device.close()
             return
         if self._stop:
             self._stop()

@@ -14,7 +14,7 @@ from vscsi_emu.scsi.bad_blocks import BadBlocks
 from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
-from vscsi_emu.scsi.limits import Limits
+from vscsi_emu.scsi.limits import Limits, QueueLimits
 from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
@@ -102,10 +102,10 @@ class LogicalUnit:
         flush: Callable[[], Awaitable[None]] = _nothing,
         quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
         store: StateStore | None = None,
+        commands: CommandTable | None = None,
         tokens: Tokens | None = None,
         thin: ThinSpace | None = None,
         watcher: Watcher = no_watcher,
-        commands: CommandTable | None = None,
         peripheral: Peripheral = Peripheral.DIRECT_ACCESS,
     ) -> None:
         if rotation_rate not in (0, 1) and not 0x401 <= rotation_rate <= 0xFFFE:
@@ -199,6 +199,11 @@ class LogicalUnit:
         for nexus in self.nexuses:
             nexus.update_gate()
 
+    @property
+    def queue_limits(self) -> QueueLimits:
+        """What an HBA says of its limits on this unit's behalf."""
+        return QueueLimits(max_bytes=self.limits.max_transfer_blocks * self.block_size)
+
     # ── State ──────────────────────────────────────────────────────────────────────────────────
 
     @property
@@ -280,6 +285,12 @@ class LogicalUnit:
         for nexus in self.nexuses:
             if nexus is not but:
                 nexus.establish(code)
+
+    abort_seconds: float | None = None
+    """How long task management waits for commands that it aborted; None: they end soon."""
+
+    async def interrupt(self) -> None:
+        """Has the storage let go of the commands that it works on, before a reset. `OSError`."""
 
     def establish_threshold(self, descriptor: int) -> None:
         """The threshold at this byte of the Logical Block Provisioning mode page is passed."""

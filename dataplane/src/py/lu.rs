@@ -8,13 +8,15 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::by_identity;
 use super::inbox::Inbox;
+use super::passthrough::Passthrough;
 use super::space::Space;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
+use crate::passthrough::engine::PassthroughEngine;
 use crate::policy::Qerr;
 use crate::{engine, lu, policy, task_set};
 
-fn duplicate(fd: i32) -> PyResult<OwnedFd> {
+pub(super) fn duplicate(fd: i32) -> PyResult<OwnedFd> {
     if fd < 0 {
         return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
     }
@@ -58,6 +60,11 @@ impl Engine {
         Self(Arc::new(engine::python::PythonEngine::new(
             inbox, token, size, discard,
         )))
+    }
+
+    #[staticmethod]
+    fn passthrough(device: &Passthrough) -> Self {
+        Self(Arc::new(PassthroughEngine(device.device.clone())))
     }
 
     #[getter]
