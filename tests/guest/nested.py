@@ -77,13 +77,13 @@ def check(node: str) -> None:
     errors = iter(ERRORS.items())
     with HbaProcess([f"sg:{node}"]) as hba:
         for line in lines(hba, GUEST):
-            print(line, flush=True)
             if line.startswith("<<<") and line.split()[1] in ERRORS:
                 # The guest asks until it is there.
                 name, options = next(errors)
                 injecting = injected(options, every_nth=0 if options == MEDIUM else 1)
                 injecting.__enter__()
                 print_host(name)
+            print(line, flush=True)
             if line.startswith(">>>") and line.split()[1] in ERRORS:
                 injecting.__exit__(None, None, None)
 

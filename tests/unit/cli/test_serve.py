@@ -299,7 +299,7 @@ def test_no_disk(path: Path) -> None:
 def test_config_file_and_disks_exclude_each_other(tmp_path: Path) -> None:
     file = tmp_path / "hba.toml"
     file.write_text("")
-    for extra in (["--lun", "mem:1M"], ["--queues", "2"]):
+    for extra in (["--lun", "mem:1M"], ["--queues", "2"], ["--passthrough", "all"], ["--force"]):
         assert "go into the file of --config" in refused("--config", str(file), *extra)
     assert f"{file}: no [[hba]] table" in refused("--config", str(file))
 
