@@ -50,6 +50,7 @@ class Follower:
             log.warning("host devices that go or change are not noticed: %s", error)
             return
         self._task = asyncio.create_task(self._follow(monitor))
+        self._task.add_done_callback(_say_why)
 
     async def close(self) -> None:
         """Before the HBAs are closed."""
@@ -124,6 +125,11 @@ class Follower:
             return
         log.warning("%s has %d blocks of %d bytes now", backend.spec, *reversed(found))
         unit.resized(found)
+
+
+def _say_why(following: asyncio.Task[None]) -> None:
+    if not following.cancelled():
+        log.error("host devices are not followed any more", exc_info=following.exception())
 
 
 async def _reopened(old: SgBackend, device: ScsiDevice) -> SgBackend | None:

@@ -212,6 +212,7 @@ def long_read(machine: Machine, mib: int) -> None:
     with open("/dev/sda", "wb", buffering=0) as disk:
         for number in range(mib):
             disk.write(pattern(MIB, number))
+        os.fsync(disk)
     cdb = struct.pack(">BBQIBB", 0x88, 0, 0, mib * MIB // BLOCK, 0, 0)
     back = memoryview(machine.good(cdb, b"", mib * MIB))
     for number in range(mib):
