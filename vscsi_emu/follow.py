@@ -41,6 +41,7 @@ class Follower:
         self._away: dict[Disk, list[tuple[Hba, Address]]] = {}
         """Disks whose devices are gone, and where they were."""
         self._task: asyncio.Task[None] | None = None
+        self._asking: set[asyncio.Task[None]] = set()
 
     def start(self) -> None:
         """Without the kernel's events, where these cannot be had, nothing is followed."""
@@ -54,9 +55,10 @@ class Follower:
 
     async def close(self) -> None:
         """Before the HBAs are closed."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        tasks = [*self._asking, *([self._task] if self._task else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _follow(self, monitor: Monitor) -> None:
         async for change in monitor:
@@ -82,9 +84,20 @@ class Follower:
             case "added" if not there:
                 await self._back(disk, backend, device)
             case "changed" if there and {"size", "block_size"} & {*change.changed}:
-                await self._resized(backend, unit, device)
+                self._ask(backend, unit, device)
             case "attention" if there and change.attention == _CAPACITY:
-                await self._resized(backend, unit, device)
+                self._ask(backend, unit, device)
+
+    def _ask(self, backend: SgBackend, unit: PassthroughUnit, device: ScsiDevice) -> None:
+        # Beside the rest: a device that is about to go may never answer.
+        task = asyncio.create_task(self._resized(backend, unit, device))
+        self._asking.add(task)
+        task.add_done_callback(self._asked)
+
+    def _asked(self, task: asyncio.Task[None]) -> None:
+        self._asking.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            log.error("internal error while asking for a capacity", exc_info=error)
 
     async def _gone(self, disk: Disk, backend: SgBackend) -> None:
         """The host ends the commands in flight; new ones find no target."""
