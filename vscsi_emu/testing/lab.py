@@ -97,7 +97,7 @@ class Lab:
             self._stack.close()
 
     async def _watch(self) -> None:
-        self.hba.journal.watch(self._records.append)
+        self.hba.service.journal.watch(self._records.append)
 
     @property
     def socket(self) -> Path:
