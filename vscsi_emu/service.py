@@ -395,7 +395,7 @@ def _logical_unit(
         lbprz=spec.lbprz,
         write_cache=spec.write_cache,
         queue_depth=spec.queue_depth or 0,
-        flush=partial(asyncio.to_thread, backend.flush),
+        flush=partial(asyncio.to_thread, backend.sync),
         quiesce=runtime.quiesce,
         store=store,
         tokens=tokens,

@@ -301,6 +301,20 @@ class LogicalUnit:
 
     def reset(self) -> None:
         """Logical unit reset (SAM-6), once its commands are aborted."""
+        self._begin_anew()
+        self.reservations.reset()
+        self._publish()
+        self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
+
+    def power_on(self) -> None:
+        """After a power cycle, once its commands are gone: what is not saved is as at first."""
+        self._begin_anew()
+        self.tokens.cancel(self)  # the data they stand for may be lost
+        self.reservations.power_on()
+        self._publish()
+        self.establish(Asc.POWER_ON_OCCURRED)
+
+    def _begin_anew(self) -> None:
         self.self_tests.abort()
         self.mode_pages.reset()
         self.readiness.reset()
@@ -308,11 +322,8 @@ class LogicalUnit:
             nexus.prevents_removal = False
             nexus.forget_copies()
             nexus.data_plane.clear_aca()
-        self.reservations.reset()
         self.priorities.clear()
         self.provisioning.update()
-        self._publish()
-        self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
     def resize(self, blocks: int) -> None:
         """A new capacity, in logical blocks, within what the engine holds."""

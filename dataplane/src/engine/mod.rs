@@ -18,6 +18,7 @@ pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod thin;
+pub mod volatile;
 pub mod watched;
 
 use std::io;

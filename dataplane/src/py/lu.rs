@@ -25,7 +25,7 @@ pub(super) fn duplicate(fd: i32) -> PyResult<OwnedFd> {
 }
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
-pub struct Engine(Arc<dyn engine::Engine>);
+pub struct Engine(pub(super) Arc<dyn engine::Engine>);
 
 #[pymethods]
 impl Engine {
@@ -85,6 +85,17 @@ impl Engine {
     #[getter]
     fn allocated(&self) -> Option<u64> {
         self.0.allocated()
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let flush = engine::Io {
+            kind: engine::IoKind::Flush,
+            offset: 0,
+            len: self.0.size(),
+            durable: true,
+        };
+        py.detach(|| self.0.run(&flush, &[]))?;
+        Ok(())
     }
 
     fn thin(&self, space: &Space) -> PyResult<Self> {

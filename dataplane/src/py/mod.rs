@@ -1,6 +1,7 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
 mod copy;
+mod hostile;
 mod inbox;
 mod interrupt;
 mod lu;
@@ -11,6 +12,7 @@ mod port;
 mod queue;
 mod scan;
 mod space;
+mod volatile;
 mod worker;
 
 use pyo3::create_exception;
@@ -68,6 +70,8 @@ mod dataplane {
     #[pymodule_export]
     use super::copy::{Copy, Watch};
     #[pymodule_export]
+    use super::hostile::Hostility;
+    #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice, Transfer};
     #[pymodule_export]
     use super::interrupt::Interrupt;
@@ -87,6 +91,8 @@ mod dataplane {
     use super::scan::Scan;
     #[pymodule_export]
     use super::space::Space;
+    #[pymodule_export]
+    use super::volatile::VolatileCache;
     #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]
