@@ -27,7 +27,8 @@ class HbaProcess:
     """A running server; listening once constructed. Its context ends it.
 
     It has one HBA with `luns`, values of ``--lun``, or what `config` says, the text of an
-    ``hba.toml`` whose paths are relative to a directory of the server's own. `arguments` are
+    ``hba.toml`` whose paths are relative to a directory of the server's own. With `monitor` it
+    can be asked and changed at that path (`vscsi_emu.control.Client`). `arguments` are
     further ones of ``serve``. `ServerError` if it is not listening within `START_SECONDS`.
     """
 
@@ -37,6 +38,7 @@ class HbaProcess:
         *,
         queues: int | None = None,
         config: str | None = None,
+        monitor: bool = False,
         arguments: Sequence[str] = (),
     ) -> None:
         names = ["hba.sock"] if config is None else _socket_names(config)
@@ -52,6 +54,8 @@ class HbaProcess:
             command += ["--config", str(self._directory / "hba.toml")]
         command += [part for lun in luns for part in ("--lun", lun)]
         command += ["--queues", str(queues)] if queues is not None else []
+        command += ["--monitor", str(self.monitor)] if monitor else []
+        self._awaited = [*self.sockets, self.monitor] if monitor else self.sockets
         try:
             with (self._directory / "log").open("wb") as log:
                 self._process = subprocess.Popen(
@@ -75,6 +79,11 @@ class HbaProcess:
     def socket(self) -> Path:
         """Where its first HBA listens."""
         return self.sockets[0]
+
+    @property
+    def monitor(self) -> Path:
+        """Where its monitor listens, if it has one."""
+        return self._directory / "monitor"
 
     @property
     def pid(self) -> int:
@@ -121,7 +130,7 @@ class HbaProcess:
 
     def _await_socket(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not all(map(_listening, self.sockets)):
+        while not all(map(_listening, self._awaited)):
             if not self.running:
                 raise ServerError(
                     f"{PROGRAM} serve exited with {self._process.returncode}\n{tail(self.log)}"
