@@ -1,6 +1,7 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
 mod copy;
+mod fault;
 mod inbox;
 mod interrupt;
 mod lu;
@@ -66,6 +67,8 @@ mod dataplane {
 
     #[pymodule_export]
     use super::copy::{Copy, Watch};
+    #[pymodule_export]
+    use super::fault::FaultRule;
     #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice};
     #[pymodule_export]
