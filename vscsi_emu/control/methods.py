@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from vscsi_emu.control.method import Method, method
 from vscsi_emu.control.results import (
     AddedLun,
+    FaultState,
     HbaLimits,
     HbaState,
     Limits,
@@ -22,12 +23,15 @@ from vscsi_emu.control.results import (
     State,
 )
 from vscsi_emu.disk import OperationError
+from vscsi_emu.faults import Fault, FaultError
+from vscsi_emu.faults.vocabulary import Distribution, Function, KindName
 from vscsi_emu.journal import Kind, TmfRecord
 from vscsi_emu.virtio.scsi import show_address
 
 if TYPE_CHECKING:
     from vscsi_emu.control.context import Context
     from vscsi_emu.disk import Disk
+    from vscsi_emu.faults.installed import Installed
     from vscsi_emu.hba import Hba
 
 # ── The HBA ────────────────────────────────────────────────────────────────────────────────────
@@ -232,6 +236,122 @@ async def lun_resume(context: Context, lun: str, hba: str | None = None) -> None
 async def lun_flush(context: Context, lun: str, hba: str | None = None) -> None:
     """What was written is on the medium when it returns."""
     await context.disk(lun, hba).flush()
+
+
+# ── Faults ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@method("fault.add")
+async def fault_add(
+    context: Context,
+    lun: str,
+    kind: KindName,
+    hba: str | None = None,
+    opcodes: list[int | str] | None = None,
+    lba: int | None = None,
+    blocks: int = 1,
+    nexus: str | None = None,
+    tag: int | None = None,
+    nth: int = 1,
+    every: int = 1,
+    times: int | None = None,
+    probability: float = 1.0,
+    seed: int = 0,
+    start: float = 0.0,
+    duration: float | None = None,
+    response: int | None = None,
+    status: int | None = None,
+    key: int | None = None,
+    code: int | None = None,
+    executed: bool | None = None,
+    seconds: float | None = None,
+    distribution: Distribution | None = None,
+    spread: float | None = None,
+    part: float | None = None,
+    writes: int | None = None,
+    spares: int | None = None,
+    function: Function | None = None,
+) -> FaultState:
+    """From now on commands of a unit go wrong; docs/faults.md has the kinds and what they take."""
+    wanted = {name: value for name, value in locals().items() if name in _FAULT_FIELDS}
+    return _add_fault(context, context.disk(lun, hba), wanted)
+
+
+_FAULT_FIELDS: Final = frozenset(field.name for field in fields(Fault))
+
+
+def _add_fault(context: Context, disk: Disk, wanted: dict[str, Any]) -> FaultState:
+    try:
+        fault = Fault(**wanted)
+    except FaultError as error:
+        raise OperationError(str(error), error.parameter) from None
+    try:
+        port = None if fault.nexus is None else context.hba(fault.nexus)
+    except OperationError as error:
+        raise OperationError(str(error), "nexus") from None
+    return _fault_state(context.service.faults.add(disk, fault, port))
+
+
+def _fault_state(installed: Installed) -> FaultState:
+    return FaultState(
+        id=installed.id,
+        lun=installed.disk.id,
+        fault=installed.fault,
+        met=installed.met,
+        hits=installed.hits,
+    )
+
+
+@method("fault.scsi_debug")
+async def fault_scsi_debug(
+    context: Context,
+    lun: str,
+    hba: str | None = None,
+    error: str | None = None,
+    opts: int = 0,
+    every_nth: int = 1,
+) -> list[FaultState]:
+    """Faults as Linux's scsi_debug takes them: a line for the `error` file of a device, or its
+    parameters `opts` and `every_nth`."""
+    from vscsi_emu.faults import scsi_debug
+
+    disk = context.disk(lun, hba)
+    try:
+        wanted = [] if error is None else scsi_debug.from_error(error)
+        wanted += scsi_debug.from_opts(opts, every_nth)
+    except FaultError as problem:
+        raise OperationError(str(problem), problem.parameter) from None
+    return [_fault_state(context.service.faults.add(disk, fault)) for fault in wanted]
+
+
+@method("fault.list")
+async def fault_list(
+    context: Context, lun: str | None = None, hba: str | None = None
+) -> list[FaultState]:
+    """The faults in effect, of one unit or of all, in the order they were added."""
+    disk = None if lun is None else context.disk(lun, hba)
+    return [_fault_state(fault) for fault in context.service.faults if disk in (None, fault.disk)]
+
+
+def _fault(context: Context, id: int) -> Installed:
+    found = context.service.faults.get(id)
+    if found is None:
+        raise OperationError(f"there is no fault {id}; see fault.list", "id")
+    return found
+
+
+@method("fault.release")
+async def fault_release(context: Context, id: int) -> None:
+    """Commands that a fault makes hang go on; those that come still hang."""
+    context.service.faults.release(_fault(context, id))
+
+
+@method("fault.remove")
+async def fault_remove(context: Context, id: int) -> FaultState:
+    """Ends a fault, and releases what it makes hang; its last numbers."""
+    found = _fault(context, id)
+    context.service.faults.remove(found)
+    return _fault_state(found)
 
 
 # ── Watching ───────────────────────────────────────────────────────────────────────────────────

@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from vscsi_emu.control import Client
+
 from .errors import ServerError, tail
 from .process import DeadMansSwitch
 
@@ -28,7 +30,8 @@ class HbaProcess:
 
     It has one HBA with `luns`, values of ``--lun``, or what `config` says, the text of an
     ``hba.toml`` whose paths are relative to a directory of the server's own. `arguments` are
-    further ones of ``serve``. `ServerError` if it is not listening within `START_SECONDS`.
+    further ones of ``serve``. With `monitor`, `control` is there. `ServerError` if it is not
+    listening within `START_SECONDS`.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class HbaProcess:
         queues: int | None = None,
         config: str | None = None,
         arguments: Sequence[str] = (),
+        monitor: bool = False,
     ) -> None:
         self._directory = Path(tempfile.mkdtemp(prefix="vscsi-emu-hba-"))
         names = ["hba.sock"] if config is None else _socket_names(config)
@@ -51,6 +55,9 @@ class HbaProcess:
             command += ["--config", str(self._directory / "hba.toml")]
         command += [part for lun in luns for part in ("--lun", lun)]
         command += ["--queues", str(queues)] if queues is not None else []
+        self._control: Client | None = None
+        self._monitor = self._directory / "monitor" if monitor else None
+        command += ["--monitor", str(self._monitor)] if monitor else []
         try:
             with (self._directory / "log").open("wb") as log:
                 self._process = subprocess.Popen(
@@ -75,6 +82,15 @@ class HbaProcess:
     def socket(self) -> Path:
         """Where its first HBA listens."""
         return self.sockets[0]
+
+    @property
+    def control(self) -> Client:
+        """Its monitor, where it was started with one."""
+        if self._monitor is None:
+            raise ServerError("it has no monitor; start it with monitor=True")
+        if self._control is None:
+            self._control = Client(str(self._monitor))
+        return self._control
 
     @property
     def pid(self) -> int:
@@ -112,6 +128,8 @@ class HbaProcess:
         trace: TracebackType | None,
     ) -> None:
         try:
+            if self._control:
+                self._control.close()
             if self.running:
                 self.terminate()
             if error is not None and self.log:
@@ -122,7 +140,8 @@ class HbaProcess:
 
     def _await_socket(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not all(map(_listening, self.sockets)):
+        sockets = [*self.sockets, *([self._monitor] if self._monitor else [])]
+        while not all(map(_listening, sockets)):
             if not self.running:
                 raise ServerError(
                     f"{PROGRAM} serve exited with {self._process.returncode}\n{tail(self.log)}"
