@@ -97,6 +97,8 @@ def serve(
       physical-block-size=        a multiple of block-size
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
+      iops=, bps=                 the most commands, and bytes, a second
+      iops-burst=, bps-burst=     what may come at once after a pause
       direct=on|off               O_DIRECT (files only)
       state=FILE                  keeps persistent reservations, and that SANITIZE failed, over
                                   restarts; beside an image, IMAGE.state by default

@@ -79,6 +79,8 @@ def _lun_state(disk: Disk, at: dict[str, list[str]]) -> LunState:
         write_cache=unit.mode_pages.write_cache,
         thin=unit.thin,
         paused=unit.paused,
+        iops=spec.iops,
+        bps=spec.bps,
         naa=disk.backend.naa,
         serial=disk.backend.serial,
         at=at,
@@ -178,13 +180,8 @@ async def lun_resize(
     """A new capacity, in bytes or as 64M or 3T; guests get a unit attention (CAPACITY DATA HAS
     CHANGED) and an event. An image file is made that long; a block device must have been resized
     before. Shrinking loses what is beyond the end."""
-    from vscsi_emu.backends.uri import SpecError, parse_size
-
     disk = context.disk(lun, hba)
-    try:
-        await disk.resize(size if isinstance(size, int) else parse_size(size))
-    except SpecError as error:
-        raise OperationError(str(error), "size") from None
+    await disk.resize(_size(size, "size") or 0)
     return _state(context, disk)
 
 
@@ -195,14 +192,38 @@ async def lun_set(
     hba: str | None = None,
     read_only: bool | None = None,
     cache: Literal["writeback", "writethrough"] | None = None,
+    iops: int | None = None,
+    bps: int | str | None = None,
+    iops_burst: int | None = None,
+    bps_burst: int | str | None = None,
 ) -> LunState:
-    """Changes a unit; guests get a unit attention (MODE PARAMETERS CHANGED) and an event. When
-    it returns, what a write cache held that is off now, is on the medium."""
+    """Changes a unit. With `read_only` or `cache` guests get a unit attention (MODE PARAMETERS
+    CHANGED) and an event; when it returns, what a write cache held that is off now, is on the
+    medium. `iops`, `bps`: the most commands, and bytes (or 64M), a second, 0 for no limit; the
+    bursts: what may come at once after a pause, a tenth of a second's by default."""
     disk = context.disk(lun, hba)
-    await disk.configure(
-        read_only=read_only, write_cache=None if cache is None else cache == "writeback"
-    )
+    rates = {
+        "iops": iops,
+        "bps": _size(bps, "bps"),
+        "iops_burst": iops_burst,
+        "bps_burst": _size(bps_burst, "bps_burst"),
+    }
+    if any(rate is not None for rate in rates.values()):
+        await disk.limit(**rates)
+    if read_only is not None or cache is not None:
+        await disk.configure(
+            read_only=read_only, write_cache=None if cache is None else cache == "writeback"
+        )
     return _state(context, disk)
+
+
+def _size(value: int | str | None, parameter: str) -> int | None:
+    from vscsi_emu.backends.uri import SpecError, parse_size
+
+    try:
+        return parse_size(value) if isinstance(value, str) else value
+    except SpecError as error:
+        raise OperationError(str(error), parameter) from None
 
 
 def _state(context: Context, disk: Disk) -> LunState:

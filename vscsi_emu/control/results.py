@@ -22,6 +22,10 @@ class LunState:
     """WCE now."""
     thin: bool
     paused: bool
+    iops: int | None
+    """Its limit."""
+    bps: int | None
+    """The same of bytes a second."""
     naa: str
     serial: str
     at: dict[str, list[str]]

@@ -128,12 +128,13 @@ KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
             "The same for writes: MEDIUM ERROR, WRITE ERROR.",
             _check(SenseKey.MEDIUM_ERROR, 0x0C00, located=True),
             commands=_WRITES,
-            linux="critical medium error",
+            linux="I/O error",
         ),
         "recovered-error": Kind(
             "It succeeds, with RECOVERED ERROR, FAILURE PREDICTION THRESHOLD EXCEEDED.",
             _check(SenseKey.RECOVERED_ERROR, 0x5D00, executed=True),
             commands=(*_READS, *_WRITES),
+            linux="Sense Key : 0x1",
         ),
         "hardware-error": Kind(
             "HARDWARE ERROR, INTERNAL TARGET FAILURE.",
@@ -155,11 +156,13 @@ KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
             "ABORTED COMMAND, LOGICAL BLOCK GUARD CHECK FAILED, after the transfer.",
             _check(SenseKey.ABORTED_COMMAND, 0x1001, executed=True),
             commands=(*_READS, *_WRITES),
+            linux="protection error",
         ),
         "dix-error": Kind(
             "ILLEGAL REQUEST, LOGICAL BLOCK GUARD CHECK FAILED, after the transfer.",
             _check(SenseKey.ILLEGAL_REQUEST, 0x1001, executed=True),
             commands=(*_READS, *_WRITES),
+            linux="protection error",
         ),
         "unaligned-write": Kind(
             "ILLEGAL REQUEST, UNALIGNED WRITE COMMAND.",
@@ -180,7 +183,7 @@ KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
             _NOTHING,
             commands=_WRITES,
             takes=("writes", "spares"),
-            linux="critical medium error",
+            linux="I/O error",
         ),
         "unit-attention": Kind(
             "UNIT ATTENTION with `code`, POWER ON, RESET OR BUS DEVICE RESET OCCURRED by default; "

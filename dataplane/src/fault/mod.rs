@@ -150,11 +150,17 @@ pub enum Part {
 }
 
 impl Part {
-    /// Bytes, whole blocks where it is of blocks.
+    /// Bytes, in whole blocks. Of any part at least one: a driver that goes on where a command
+    /// ended gets on.
     pub fn of(self, len: u64, block_size: u64) -> u64 {
         match self {
-            // Precise enough: the fraction is.
-            Self::Fraction(part) => ((len as f64 * part) as u64).min(len) / block_size * block_size,
+            Self::Fraction(part) => {
+                let bytes = (len as f64 * part) as u64;
+                bytes
+                    .div_ceil(block_size)
+                    .saturating_mul(block_size)
+                    .min(len)
+            }
             Self::Blocks(blocks) => blocks.saturating_mul(block_size).min(len),
         }
     }

@@ -79,7 +79,6 @@ impl Delay {
             Self::Normal { mean, deviation } => mean + deviation * draw.normal(),
             Self::LogNormal { median, deviation } => median * (deviation * draw.normal()).exp(),
         };
-        // Also what is no number becomes one.
-        Duration::from_secs_f64(seconds.min(LONGEST).max(0.0))
+        Duration::try_from_secs_f64(seconds.clamp(0.0, LONGEST)).unwrap_or_default()
     }
 }
