@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, Final
 
+from vscsi_emu import _dataplane
 from vscsi_emu.backends.space import thin_space
 from vscsi_emu.backends.uri import LunSpec, SpecError
 
 if TYPE_CHECKING:
-    from vscsi_emu._dataplane import Engine
+    from vscsi_emu._dataplane import Engine, VolatileCache
     from vscsi_emu.scsi.provisioning import ThinSpace
+
+CACHE_SIZE: Final = 64 << 20
+"""Bytes of memory that a volatile cache takes."""
 
 
 class BackendError(Exception):
@@ -34,7 +38,16 @@ class Backend:
     rotation_rate: int = 1
     """MEDIUM ROTATION RATE when the user names none: 1 is a solid state medium (SBC-4 6.6.2)."""
 
+    can_lose_power: ClassVar[bool] = True
+    """Whether a power failure can be played: not where a real device has a power of its own."""
+    cache: VolatileCache | None = None
+    """In front of what was `engine`, where the unit is to lose unflushed writes."""
+
     def __init__(self, spec: LunSpec, name: str) -> None:
+        if spec.volatile_cache and not self.can_lose_power:
+            raise SpecError(
+                f"{spec}: a device has a cache and a power of its own: no volatile-cache"
+            )
         self.spec = spec
         self.name = name
         if spec.block_size is not None:
@@ -65,6 +78,10 @@ class Backend:
         """Path of the file that keeps the unit's state over restarts; None: it is forgotten."""
         return self.spec.state
 
+    def limit(self, name: str) -> tuple[int, str] | None:
+        """What the host gives for a field of the configuration space, and where it says so."""
+        return None
+
     def limit_space(self) -> None:
         """Once `engine` is open: obeys `thin=`. Raises `SpecError` where that cannot be."""
         self.thin = thin_space(self.spec)
@@ -93,8 +110,21 @@ class Backend:
         """`LunSpec.location` of the same storage with `size` bytes."""
         return self.spec.location
 
+    def install_cache(self) -> None:
+        """Puts a volatile cache in front of the storage. What the medium writes whole is a
+        physical block, as initiators assume, unless the user names another size."""
+        tear = self.spec.tear or self.block_size << self.physical_block_exponent
+        self.cache = _dataplane.VolatileCache(self.engine, capacity=CACHE_SIZE, tear=tear)
+        self.engine = self.cache.engine
+
+    def sync(self) -> None:
+        """`flush`, of what a volatile cache holds too. Blocks."""
+        if self.cache is not None:
+            self.engine.flush()
+        self.flush()
+
     def flush(self) -> None:
-        """Makes everything written durable. Blocks: call it off the event loop."""
+        """Makes durable what reached the storage. Blocks: call it off the event loop."""
 
     def close(self) -> None:
         """Gives the storage back. After the last I/O."""

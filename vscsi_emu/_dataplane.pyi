@@ -107,6 +107,10 @@ class Engine:
     @staticmethod
     def null(size: int) -> Engine:
         """Reads zeros, forgets writes."""
+    @staticmethod
+    def passthrough(device: Passthrough) -> Engine:
+        """No bytes but commands: all of them that are not routed to Python pass to `device`. Size
+        and policy of such a unit say nothing; give it 512 bytes a block."""
     @property
     def size(self) -> int: ...
     def resize(self, size: int) -> None:
@@ -119,6 +123,8 @@ class Engine:
     @property
     def allocated(self) -> int | None:
         """Bytes of space taken; None where that cannot be told (devices)."""
+    def flush(self) -> None:
+        """What was written is on stable storage on return. Blocks (GIL released). OSError."""
     def thin(self, space: Space) -> Engine:
         """The same, but blocks take space from `space` as they are written, and give it back as
         they are freed. What is allocated now is taken whatever the limit. A write that needs more
@@ -139,6 +145,108 @@ class Space:
         (`rising`) or fewer; at once if they are."""
     def unwatch(self, token: int) -> None:
         """There will be no "done" if there was none yet."""
+
+@final
+class Hostility:
+    """What the rings of queues do wrong (`vscsi_emu.hostile`). Of 100 used elements `chance` are
+    chosen, and for each one of `misdeeds`, as `seed` says; all are honest until it is armed.
+    ValueError for a name that no ring knows."""
+
+    def __new__(
+        cls, misdeeds: list[str], *, seed: int, chance: int = 100, armed: bool = True
+    ) -> Self: ...
+    def arm(self) -> None: ...
+    @property
+    def done(self) -> int:
+        """Misdeeds so far."""
+
+@final
+class VolatileCache:
+    """A write cache in front of `medium` that a power failure can empty; use `engine` in its place.
+
+    It keeps what every call promises: durable writes, and all writes before a flush, survive.
+    `capacity`: bytes of memory; above it the oldest writes go to the medium. `tear`: bytes that
+    the medium writes whole, a power of two. ValueError."""
+
+    def __new__(cls, medium: Engine, *, capacity: int, tear: int) -> Self: ...
+    @property
+    def engine(self) -> Engine: ...
+    def fail(self, seed: int) -> tuple[int, int, int]:
+        """The power goes: how many unflushed writes survived, whole and in part, and how many are
+        lost. Which, follows from `seed` (64 bits). Calls of the engine fail until `power_on`
+        (EAGAIN). Blocks (GIL released). OSError."""
+    def power_on(self) -> None: ...
+
+# ── Devices of the host ────────────────────────────────────────────────────────────────────────
+
+RESET_DEVICE: Final = 0
+RESET_TARGET: Final = 1
+RESET_BUS: Final = 2
+RESET_HOST: Final = 3
+
+@final
+class PassthroughLimits:
+    """What the host takes in one command. Commands over it are split, and data that lies wrong in
+    memory goes through a buffer."""
+
+    def __new__(
+        cls,
+        *,
+        max_bytes: int,
+        max_segments: int,
+        dma_alignment: int = 0,
+        virt_boundary: int = 0,
+        max_cdb: int = 32,
+        max_write_same_blocks: int = 0,
+        max_unmap_blocks: int = 0,
+        max_unmap_descriptors: int = 0,
+    ) -> Self:
+        """`dma_alignment` and `virt_boundary` are masks, as the kernel has them. The last three
+        are the device's own limits; 0 is none. ValueError: one of those of the host is 0."""
+    @property
+    def most(self) -> int:
+        """Bytes that fit, however a buffer lies in the host's memory."""
+
+@final
+class Passthrough:
+    """A SCSI device of the host, by one of its nodes."""
+
+    def __new__(
+        cls,
+        fd: int,
+        interface: int,
+        limits: PassthroughLimits,
+        *,
+        depth: int,
+        rules: Mapping[int, tuple[int, bool, int, int]],
+        asynchronous: bool = False,
+    ) -> Self:
+        """`fd` is dup'ed. `interface` 3: `sg_io_hdr`, of block nodes and ``/dev/sgN``; 4:
+        `sg_io_v4`, of bsg nodes. `depth`: commands in flight, 1 to 256; each keeps a thread busy
+        unless `asynchronous`, which ``/dev/sgN`` is. `rules`, by OPERATION
+        CODE: timeout in seconds, whether its CDB is SBC's and may be split, first byte and size of
+        its field for the length of data (size 0: not in bytes; first byte 0: as usual)."""
+    def close(self) -> None:
+        """The device is gone: commands end with BAD_TARGET, those that run as the host ends them;
+        with the last one the node is closed."""
+    def set_limits(self, limits: PassthroughLimits) -> None:
+        """For commands that begin from now on."""
+    def set_capacity(self, block_size: int, blocks: int) -> None:
+        """Needed to split. 0: not known, or there are no blocks."""
+    def execute(
+        self, cdb: bytes, *, data_out: bytes = ..., data_in_length: int = 0
+    ) -> tuple[int, int, bytes, bytes]:
+        """Virtio response, SAM status, sense data, data-in; at most a MiB of data. Blocks (GIL
+        released): call it off the event loop."""
+    def reset(self, scope: int) -> None:
+        """RESET_*, and no wider scope when that fails (SG_SCSI_RESET). Blocks (GIL released).
+        `OSError`: it was not done."""
+    @property
+    def split(self) -> int:
+        """Commands that went in several pieces."""
+    @property
+    def bounced(self) -> int:
+        """Commands with data that went through a buffer."""
 
 # ── What Rust must know of a logical unit ──────────────────────────────────────────────────────
 
@@ -633,6 +741,7 @@ class Queue:
         kick_fd: int = ...,
         poll: bool = False,
         big_endian: bool = False,
+        hostility: Hostility | None = None,
     ) -> Self:
         """`desc`, `driver`, `device`: guest addresses of the three ring parts. `features`: the
         negotiated bits (EVENT_IDX, INDIRECT_DESC, VERSION_1, ANY_LAYOUT …). `next_used` None: read
@@ -653,6 +762,8 @@ class Queue:
         """An in-band or register kick."""
     def fail(self, text: str) -> None:
         """Declares the ring broken: it is stopped, and a "broken" Notice says `text`."""
+    def notify(self) -> None:
+        """Notifies the driver, whether or not there is a reason."""
     def push_event(self, token: int, event: bytes) -> None:
         """Event queue: writes `event` into the next buffer. "done" with 1, or 0 for no buffer."""
     def want_event_buffers(self) -> None:

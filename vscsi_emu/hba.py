@@ -54,6 +54,7 @@ from vscsi_emu.virtio.scsi import (
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import Command, Control, GuestMemory, Notifier, Port, Queue
+    from vscsi_emu.hostile import Hostility
     from vscsi_emu.runtime import Runtime
     from vscsi_emu.scsi.nexus import Nexus
     from vscsi_emu.scsi.unit import LogicalUnit
@@ -80,6 +81,7 @@ DEVICE_FEATURES: Final = (
 _PARAMETERS_CHANGED: Final = 0x2A
 """ASC of what a PARAM_CHANGE event reports (5.6.6.3)."""
 _SECTOR: Final = 512
+DEFAULTS: Final = ScsiConfig()
 MAX_SECTORS: Final = 0xFFFF
 """`max_sectors` where no unit has a limit, in 512 bytes."""
 
@@ -142,10 +144,15 @@ class Hba:
         queues: int,
         luns: Mapping[Address, LogicalUnit],
         number: int = 0,
+        max_sectors: int | None = None,
+        seg_max: int = DEFAULTS.seg_max,
+        cmd_per_lun: int = DEFAULTS.cmd_per_lun,
         port_group: int | None = None,
         name: str | None = None,
     ) -> None:
         """`initiator`: NAA name of the initiator port, 16 hex digits. `queues`: request queues.
+        `max_sectors`, `seg_max`, `cmd_per_lun`: what the configuration space says, or less where
+        a unit takes less.
         `number`: 0 to 254, another for each HBA that shares units with this one; from it follow
         the relative port identifiers of its targets. `port_group`: their target port group, one of
         the HBA's own by default. `name`: what people call it, "hba" and its number by default."""
@@ -163,8 +170,11 @@ class Hba:
         """The negotiated ones."""
         self.byte_order: ByteOrder = "<"
         """Of virtio structures; a transport sets it for a legacy big-endian guest."""
+        self.hostility: Hostility | None = None
+        """What queues that start from now on, and answers to their driver, do wrong."""
         self.targets: dict[int, Target] = {}
         self._first_worker = runtime.reserve(queues)
+        self._max_sectors, self._seg_max, self._cmd_per_lun = max_sectors, seg_max, cmd_per_lun
         self._config = ScsiConfig(num_queues=queues, max_target=MAX_TARGET, max_lun=MAX_LUN)
         self._config_lock = Lock()
         """Held to replace it: the driver's stores may come from a guest CPU's thread."""
@@ -211,6 +221,17 @@ class Hba:
         if unoffered := features & ~int(self.device_features):
             raise FeatureError(f"feature bits {unoffered:#x} were not offered")
         self.features = Feature(features)
+
+    @property
+    def shown_features(self) -> int:
+        """What a driver is told of `device_features`; from a hostile device that may be wrong."""
+        features = int(self.device_features)
+        return self.hostility.features(features) if self.hostility else features
+
+    def show_config(self, offset: int, length: int) -> bytes:
+        """What a driver is told of `read_config`."""
+        data = self.read_config(offset, length)
+        return self.hostility.config(data) if self.hostility else data
 
     @property
     def config(self) -> ScsiConfig:
@@ -311,8 +332,11 @@ class Hba:
             kick_fd=kick_fd,
             poll=poll,
             big_endian=self.byte_order == ">",
+            hostility=self.hostility.ring(index) if self.hostility else None,
         )
         self.runtime.add_queue(queue, self)
+        if self.hostility:
+            self._spawn(self.hostility.storm(queue, lambda: self.runtime.has_queue(queue)))
         if index == EVENT_QUEUE:
             self._events.start(queue, self.byte_order)
         return queue
@@ -622,16 +646,21 @@ class Hba:
             },
             targets=[number for number in self.targets if number not in self._down],
         )
-        limits = [
-            nexus.unit.limits.max_transfer_blocks * nexus.unit.block_size // _SECTOR
-            for target in self.targets.values()
-            for nexus in target.nexuses.values()
-            if nexus.unit.limits.max_transfer_blocks
-        ]
+        limits = [nexus.unit.queue_limits for nexus in self._nexuses()]
+        sectors = [limit.max_bytes // _SECTOR for limit in limits if limit.max_bytes]
+        if self._max_sectors is not None:
+            sectors.append(self._max_sectors)
+        segments = [limit.max_segments for limit in limits if limit.max_segments]
+        commands = [limit.commands for limit in limits if limit.commands]
         with self._config_lock:
             old = self._config
-            self._config = replace(old, max_sectors=min(limits, default=MAX_SECTORS))
-        if self._config.max_sectors != old.max_sectors and self._link:
+            self._config = replace(
+                old,
+                max_sectors=min(sectors, default=MAX_SECTORS),
+                seg_max=min([self._seg_max, *segments]),
+                cmd_per_lun=min([self._cmd_per_lun, *commands]),
+            )
+        if self._config != old and self._link:
             self._link.config_changed()
 
     # ── Events ─────────────────────────────────────────────────────────────────────────────────

@@ -103,6 +103,10 @@ class Runtime:
     def remove_queue(self, queue: Queue) -> None:
         self._queues.pop(queue, None)
 
+    def has_queue(self, queue: Queue) -> bool:
+        """Whether it was started and has not ended."""
+        return queue in self._queues
+
     def add_inband(self, handler: Callable[[int], None]) -> int:
         """A token for `Notifier.inband`; `handler` gets the index of each queue to notify."""
         token = next(self._tokens)

@@ -8,14 +8,16 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::by_identity;
 use super::fault::FaultRule;
+use super::passthrough::Passthrough;
 use super::space::Space;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
 use crate::limits::Rate;
+use crate::passthrough::engine::PassthroughEngine;
 use crate::policy::Qerr;
 use crate::{engine, lu, policy, task_set};
 
-fn duplicate(fd: i32) -> PyResult<OwnedFd> {
+pub(super) fn duplicate(fd: i32) -> PyResult<OwnedFd> {
     if fd < 0 {
         return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
     }
@@ -24,7 +26,7 @@ fn duplicate(fd: i32) -> PyResult<OwnedFd> {
 }
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
-pub struct Engine(Arc<dyn engine::Engine>);
+pub struct Engine(pub(super) Arc<dyn engine::Engine>);
 
 #[pymethods]
 impl Engine {
@@ -52,6 +54,11 @@ impl Engine {
         Self(Arc::new(engine::null::NullEngine::new(size)))
     }
 
+    #[staticmethod]
+    fn passthrough(device: &Passthrough) -> Self {
+        Self(Arc::new(PassthroughEngine(device.device.clone())))
+    }
+
     #[getter]
     fn size(&self) -> u64 {
         self.0.size()
@@ -70,6 +77,17 @@ impl Engine {
     #[getter]
     fn allocated(&self) -> Option<u64> {
         self.0.allocated()
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let flush = engine::Io {
+            kind: engine::IoKind::Flush,
+            offset: 0,
+            len: self.0.size(),
+            durable: true,
+        };
+        py.detach(|| self.0.run(&flush, &[]))?;
+        Ok(())
     }
 
     fn thin(&self, space: &Space) -> PyResult<Self> {

@@ -2,15 +2,18 @@
 
 mod copy;
 mod fault;
+mod hostile;
 mod inbox;
 mod interrupt;
 mod lu;
 mod memory;
 mod overwrite;
+mod passthrough;
 mod port;
 mod queue;
 mod scan;
 mod space;
+mod volatile;
 mod worker;
 
 use pyo3::create_exception;
@@ -69,6 +72,7 @@ mod dataplane {
     use super::copy::{Copy, Watch};
     #[pymodule_export]
     use super::fault::FaultRule;
+    use super::hostile::Hostility;
     #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice};
     #[pymodule_export]
@@ -80,6 +84,8 @@ mod dataplane {
     #[pymodule_export]
     use super::overwrite::Overwrite;
     #[pymodule_export]
+    use super::passthrough::{Passthrough, PassthroughLimits};
+    #[pymodule_export]
     use super::port::Port;
     #[pymodule_export]
     use super::queue::{Call, Notifier, Queue};
@@ -87,6 +93,8 @@ mod dataplane {
     use super::scan::Scan;
     #[pymodule_export]
     use super::space::Space;
+    #[pymodule_export]
+    use super::volatile::VolatileCache;
     #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]
@@ -103,6 +111,10 @@ mod dataplane {
             ("CLASS_WRITE", crate::gate::CLASS_WRITE),
             ("CLASS_MEDIA", crate::gate::CLASS_MEDIA),
             ("CLASS_ALL", crate::gate::CLASS_ALL),
+            ("RESET_DEVICE", 0),
+            ("RESET_TARGET", 1),
+            ("RESET_BUS", 2),
+            ("RESET_HOST", 3),
             ("KIND_CONTROL", 0),
             ("KIND_EVENT", 1),
             ("KIND_REQUEST", 2),
