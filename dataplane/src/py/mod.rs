@@ -72,6 +72,7 @@ mod dataplane {
     use super::copy::{Copy, Watch};
     #[pymodule_export]
     use super::fault::FaultRule;
+    #[pymodule_export]
     use super::hostile::Hostility;
     #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice};
