@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar, Final
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 from vscsi_emu import _dataplane
 from vscsi_emu.backends.space import thin_space
 from vscsi_emu.backends.uri import LunSpec, SpecError
 
 if TYPE_CHECKING:
-    from vscsi_emu._dataplane import Engine, VolatileCache
+    from vscsi_emu._dataplane import Engine, Inbox, Transfer, VolatileCache
+    from vscsi_emu.scsi.device import Device
     from vscsi_emu.scsi.provisioning import ThinSpace
 
 CACHE_SIZE: Final = 64 << 20
@@ -22,13 +23,28 @@ class BackendError(Exception):
     """Storage that cannot be opened; one line that names it and the fix."""
 
 
+class Owner(Protocol):
+    """What a backend that Python answers for is served by."""
+
+    @property
+    def inbox(self) -> Inbox: ...
+    def add_engine(self, handler: Callable[[Transfer], None]) -> int:
+        """A token for `Engine.python`; `handler` gets each of its calls, and must not block."""
+
+    def remove_engine(self, token: int) -> None:
+        """Calls that come all the same fail."""
+
+
 class Backend:
-    """Storage behind one logical unit. A subclass sets `engine` and `name` when it opens."""
+    """Storage behind one logical unit. A subclass sets `name` when it opens, and `engine` then or
+    in `start`."""
 
     KEYS: ClassVar[Mapping[str, str]] = {}
     """Keys of this scheme only, each with a line of help."""
 
     engine: Engine
+    python_device: Device | None = None
+    """Where it is no disk; `engine` is not used then."""
     name: str
     """What the default identity is derived from: the same at every start, unique to the data."""
     thin: ThinSpace | None = None
@@ -54,6 +70,9 @@ class Backend:
             self.block_size = spec.block_size
         if spec.rotation_rate is not None:
             self.rotation_rate = spec.rotation_rate
+
+    def start(self, owner: Owner) -> None:
+        """Called once, before the first use of `engine`."""
 
     @property
     def blocks(self) -> int:

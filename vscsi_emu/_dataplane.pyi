@@ -108,6 +108,10 @@ class Engine:
     def null(size: int) -> Engine:
         """Reads zeros, forgets writes."""
     @staticmethod
+    def python(inbox: Inbox, token: int, size: int, *, discard: bool = False) -> Engine:
+        """Each call comes to `inbox` as a `Transfer` with this token. `discard`: ranges can be
+        freed, and then read as zeros."""
+    @staticmethod
     def passthrough(device: Passthrough) -> Engine:
         """No bytes but commands: all of them that are not routed to Python pass to `device`. Size
         and policy of such a unit say nothing; give it 512 bytes a block."""
@@ -600,12 +604,38 @@ class Notice:
     def text(self) -> str: ...
 
 @final
+class Transfer:
+    """A call of an `Engine.python`: call one of `finish`, `fail`, `refuse`, once, from any thread.
+    A later call does nothing. A dropped handle is an EIO."""
+
+    @property
+    def token(self) -> int: ...
+    @property
+    def kind(self) -> str:
+        """``"read"``, ``"write"``, ``"flush"`` or ``"discard"``."""
+    @property
+    def offset(self) -> int:
+        """In bytes."""
+    @property
+    def length(self) -> int:
+        """In bytes, at most 1 MiB for a read or a write."""
+    @property
+    def data(self) -> bytes:
+        """Of a write."""
+    def finish(self, data: bytes = ...) -> None:
+        """It is done. `data`: `length` bytes for a read, none for others; else it is an error."""
+    def fail(self, errno: int) -> None:
+        """What the error means to an initiator is as for a file."""
+    def refuse(self, key: int, asc: int, ascq: int) -> None:
+        """CHECK CONDITION with this sense."""
+
+@final
 class Inbox:
     """Worker → Python. One a process; the control thread watches `fileno`."""
 
     def __new__(cls) -> Self: ...
     def fileno(self) -> int: ...
-    def take(self, limit: int = 256) -> list[Command | Control | Notice]:
+    def take(self, limit: int = 256) -> list[Command | Control | Notice | Transfer]:
         """What has arrived, oldest first; clears the eventfd. Call again while it is full."""
 
 @final

@@ -285,6 +285,7 @@ class Hba:
         with self._config_lock:
             self._set_config(self._config.after_reset())
         self._events.clear()
+        self.runtime.forget(self.port)
         for target in self.targets.values():
             target.nexus_loss()
 

@@ -11,6 +11,7 @@ pub mod memory;
 pub mod null;
 mod pages;
 mod probe;
+pub mod python;
 pub mod space;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -8,6 +8,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::by_identity;
 use super::fault::FaultRule;
+use super::inbox::Inbox;
 use super::passthrough::Passthrough;
 use super::space::Space;
 use crate::engine::marked::MarkedEngine;
@@ -52,6 +53,15 @@ impl Engine {
     #[staticmethod]
     fn null(size: u64) -> Self {
         Self(Arc::new(engine::null::NullEngine::new(size)))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (inbox, token, size, *, discard=false))]
+    fn python(inbox: &Inbox, token: u64, size: u64, discard: bool) -> Self {
+        let inbox = inbox.0.clone();
+        Self(Arc::new(engine::python::PythonEngine::new(
+            inbox, token, size, discard,
+        )))
     }
 
     #[staticmethod]

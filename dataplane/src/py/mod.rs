@@ -75,7 +75,7 @@ mod dataplane {
     #[pymodule_export]
     use super::hostile::Hostility;
     #[pymodule_export]
-    use super::inbox::{Command, Control, Inbox, Notice};
+    use super::inbox::{Command, Control, Inbox, Notice, Transfer};
     #[pymodule_export]
     use super::interrupt::Interrupt;
     #[pymodule_export]
