@@ -36,9 +36,9 @@ class Server:
 
     def dmesg(self, command: str) -> tuple[str, int]:
         """What the kernel says of `command`, and how that ends."""
-        self.guest.run("dmesg --clear")
-        ran = self.guest.run(f"{command} >/dev/null 2>&1", HANDLER_SECONDS)
-        return self.guest.run("dmesg").output, ran.exit_code
+        script = f"dmesg --clear; ({command}) >/dev/null 2>&1; code=$?; dmesg; (exit $code)"
+        ran = self.guest.run(script, HANDLER_SECONDS)
+        return ran.output, ran.exit_code
 
     def functions(self, lun: str) -> list[tuple[str, str]]:
         """Task management that came for a unit, and how it was answered."""
