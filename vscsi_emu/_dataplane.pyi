@@ -340,10 +340,66 @@ class Lu:
     @property
     def aca(self) -> bool:
         """Whether an ACA condition is in effect (SAM-6), of whichever nexus."""
+    def set_faults(self, rules: Sequence[FaultRule]) -> None:
+        """All rules, for commands that come from now on. Of those that take the same command,
+        delays add up, and of everything else the first one's stands. What a rule that is gone
+        makes hang, still does: `Worker.release`."""
+    def set_limits(self, commands: tuple[int, int], bytes: tuple[int, int]) -> None:
+        """Of media commands and the data they move: how many a second (0: no limit), and how many
+        at once after a pause. What waits already keeps its time until `Worker.release`."""
     @property
     def errors(self) -> tuple[int, int, int, int]:
         """Commands that the data plane ended with an uncorrected error of a write, of a read or of
         a verification, and with an error of our own, since the unit was made."""
+
+@final
+class FaultRule:
+    """Which commands of a unit go wrong, and how.
+
+    It is for commands with one of `opcodes` (none: any), that touch `blocks` (first and last LBA),
+    of `port`, with `tag`, from `start` seconds from now, for `duration` seconds. Of these it spares
+    the first `skip`, then takes the first of `every` so many, of those the part `probability`,
+    drawn by `seed`, at most `times` (0: any number).
+
+    `answer`: a virtio response and a SAM status, with `sense` (key, ASC and ASCQ as one number), in
+    place of processing, or after it if `executed`. `located`: the error is at the first of
+    `blocks`; what is before is transferred. `delay`: in seconds, ``("fixed", t, 0)``,
+    ``("uniform", least, most)``, ``("normal", mean, deviation)``, or ``("lognormal", median,
+    deviation of the logarithm)``. `hang`: until `Worker.release`. `short`: the part of the data
+    that is transferred. `corruption`: ``"flip"``, ``"torn"``, ``"lost"``, ``"misdirected"``.
+    `lose`: it is executed, and never completes, unless it is aborted.
+    """
+
+    def __new__(
+        cls,
+        *,
+        opcodes: Sequence[int] = ...,
+        blocks: tuple[int, int] | None = None,
+        port: Port | None = None,
+        tag: int | None = None,
+        start: float = 0.0,
+        duration: float | None = None,
+        skip: int = 0,
+        every: int = 1,
+        times: int = 0,
+        probability: float | None = None,
+        seed: int = 0,
+        answer: tuple[int, int] | None = None,
+        sense: tuple[int, int] | None = None,
+        executed: bool = False,
+        located: bool = False,
+        delay: tuple[str, float, float] | None = None,
+        hang: bool = False,
+        short: float | None = None,
+        corruption: str | None = None,
+        lose: bool = False,
+    ) -> Self: ...
+    @property
+    def met(self) -> int:
+        """Commands that fit, whether or not their number did."""
+    @property
+    def hits(self) -> int:
+        """Commands that it took."""
 
 @final
 class Held:
@@ -617,6 +673,9 @@ class Worker:
         tag: int | None = None,
     ) -> None:
         """Counts matching commands in the task set now (after taking as above): "done", `value`."""
+    def release(self, lu: Lu, rule: FaultRule | None = None) -> None:
+        """Commands of `lu` that `rule` makes hang go on. None: those that wait for its limits take
+        their turn anew, after `Lu.set_limits`."""
     def quiesce(self, token: int, *, lu: Lu | None = None) -> None:
         """Says "done" when commands of `lu` that ran at this call are over: not those with
         Python, nor dormant ones, which have yet to come to the gate."""

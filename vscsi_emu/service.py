@@ -33,6 +33,7 @@ from vscsi_emu.virtio.scsi import show_address
 if TYPE_CHECKING:
     from vscsi_emu.backends import Backend, LunSpec
     from vscsi_emu.config import HbaConfig
+    from vscsi_emu.faults.installed import FaultSet
     from vscsi_emu.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class Service:
         self.disks: dict[str, Disk] = {}
         """By `LunConfig.id`."""
         self._disk_of: dict[LogicalUnit, Disk] = {}
+        self._faults: FaultSet | None = None
 
     async def __aenter__(self) -> Service:
         async with AsyncExitStack() as stack:
@@ -217,6 +219,17 @@ class Service:
         return self._runtime.journal
 
     @property
+    def faults(self) -> FaultSet:
+        """What goes wrong here to order."""
+        from vscsi_emu.faults.installed import FaultSet
+
+        if self._faults is None:
+            self._faults = FaultSet(self._runtime, self.hbas)
+            for hba in self.hbas:
+                hba.refuse_tmf = self._faults.refuse_tmf
+        return self._faults
+
+    @property
     def config(self) -> Config:
         """What is served now: a service made from it has the same disks, by the same names."""
         return Config(
@@ -302,6 +315,8 @@ class Service:
         gone = [self._disk_of.pop(unit) for unit in set(units) - used]
         for disk in gone:
             del self.disks[disk.id]
+            if self._faults is not None:
+                self._faults.forget(disk)
         await asyncio.gather(*(_retire(disk) for disk in gone))
 
     def _add_disk(self, disk: Disk) -> None:

@@ -6,7 +6,9 @@ use arc_swap::ArcSwap;
 
 use crate::engine::Engine;
 use crate::errors::ErrorCounts;
+use crate::fault::Rules;
 use crate::gate::{self, Gate};
+use crate::limits::Limits;
 use crate::policy::LunPolicy;
 use crate::sbc;
 use crate::task_set::{Part, TaskSet};
@@ -83,6 +85,8 @@ pub struct Lu {
     pub routes: RouteTable,
     pub tasks: TaskSet,
     pub errors: ErrorCounts,
+    pub faults: Rules,
+    pub limits: Limits,
 }
 
 impl Lu {
@@ -106,6 +110,8 @@ impl Lu {
             routes,
             tasks,
             errors: ErrorCounts::default(),
+            faults: Rules::default(),
+            limits: Limits::default(),
         }
     }
 

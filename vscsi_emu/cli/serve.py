@@ -104,6 +104,8 @@ def serve(
       physical-block-size=        a multiple of block-size
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
+      iops=, bps=                 the most commands, and bytes, a second
+      iops-burst=, bps-burst=     what may come at once after a pause
       volatile-cache              writes are lost by power.fail until they are flushed
       tear=                       bytes that survive it whole; a physical block by default
       direct=on|off               O_DIRECT (files only)

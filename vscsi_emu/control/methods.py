@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal
 from vscsi_emu.control.method import Method, method
 from vscsi_emu.control.results import (
     AddedLun,
+    FaultState,
     HbaLimits,
     HbaState,
     HostileState,
@@ -27,6 +28,8 @@ from vscsi_emu.control.results import (
     State,
 )
 from vscsi_emu.disk import OperationError
+from vscsi_emu.faults import Fault, FaultError
+from vscsi_emu.faults.vocabulary import Distribution, Function, KindName
 from vscsi_emu.hostile import Hostility
 from vscsi_emu.journal import Kind, TmfRecord
 from vscsi_emu.virtio.scsi import show_address
@@ -34,6 +37,7 @@ from vscsi_emu.virtio.scsi import show_address
 if TYPE_CHECKING:
     from vscsi_emu.control.context import Context
     from vscsi_emu.disk import Disk
+    from vscsi_emu.faults.installed import Installed
     from vscsi_emu.hba import Hba
 
 # ── The HBA ────────────────────────────────────────────────────────────────────────────────────
@@ -81,6 +85,8 @@ def _lun_state(disk: Disk, at: dict[str, list[str]]) -> LunState:
         write_cache=unit.mode_pages.write_cache,
         thin=unit.thin,
         paused=unit.paused,
+        iops=spec.iops,
+        bps=spec.bps,
         naa=disk.backend.naa,
         serial=disk.backend.serial,
         at=at,
@@ -180,13 +186,8 @@ async def lun_resize(
     """A new capacity, in bytes or as 64M or 3T; guests get a unit attention (CAPACITY DATA HAS
     CHANGED) and an event. An image file is made that long; a block device must have been resized
     before. Shrinking loses what is beyond the end."""
-    from vscsi_emu.backends.uri import SpecError, parse_size
-
     disk = context.disk(lun, hba)
-    try:
-        await disk.resize(size if isinstance(size, int) else parse_size(size))
-    except SpecError as error:
-        raise OperationError(str(error), "size") from None
+    await disk.resize(_size(size, "size") or 0)
     return _state(context, disk)
 
 
@@ -197,14 +198,38 @@ async def lun_set(
     hba: str | None = None,
     read_only: bool | None = None,
     cache: Literal["writeback", "writethrough"] | None = None,
+    iops: int | None = None,
+    bps: int | str | None = None,
+    iops_burst: int | None = None,
+    bps_burst: int | str | None = None,
 ) -> LunState:
-    """Changes a unit; guests get a unit attention (MODE PARAMETERS CHANGED) and an event. When
-    it returns, what a write cache held that is off now, is on the medium."""
+    """Changes a unit. With `read_only` or `cache` guests get a unit attention (MODE PARAMETERS
+    CHANGED) and an event; when it returns, what a write cache held that is off now, is on the
+    medium. `iops`, `bps`: the most commands, and bytes (or 64M), a second, 0 for no limit; the
+    bursts: what may come at once after a pause, a tenth of a second's by default."""
     disk = context.disk(lun, hba)
-    await disk.configure(
-        read_only=read_only, write_cache=None if cache is None else cache == "writeback"
-    )
+    rates = {
+        "iops": iops,
+        "bps": _size(bps, "bps"),
+        "iops_burst": iops_burst,
+        "bps_burst": _size(bps_burst, "bps_burst"),
+    }
+    if any(rate is not None for rate in rates.values()):
+        await disk.limit(**rates)
+    if read_only is not None or cache is not None:
+        await disk.configure(
+            read_only=read_only, write_cache=None if cache is None else cache == "writeback"
+        )
     return _state(context, disk)
+
+
+def _size(value: int | str | None, parameter: str) -> int | None:
+    from vscsi_emu.backends.uri import SpecError, parse_size
+
+    try:
+        return parse_size(value) if isinstance(value, str) else value
+    except SpecError as error:
+        raise OperationError(str(error), parameter) from None
 
 
 def _state(context: Context, disk: Disk) -> LunState:
@@ -238,6 +263,122 @@ async def lun_resume(context: Context, lun: str, hba: str | None = None) -> None
 async def lun_flush(context: Context, lun: str, hba: str | None = None) -> None:
     """What was written is on the medium when it returns."""
     await context.disk(lun, hba).flush()
+
+
+# ── Faults ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@method("fault.add")
+async def fault_add(
+    context: Context,
+    lun: str,
+    kind: KindName,
+    hba: str | None = None,
+    opcodes: list[int | str] | None = None,
+    lba: int | None = None,
+    blocks: int = 1,
+    nexus: str | None = None,
+    tag: int | None = None,
+    nth: int = 1,
+    every: int = 1,
+    times: int | None = None,
+    probability: float = 1.0,
+    seed: int = 0,
+    start: float = 0.0,
+    duration: float | None = None,
+    response: int | None = None,
+    status: int | None = None,
+    key: int | None = None,
+    code: int | None = None,
+    executed: bool | None = None,
+    seconds: float | None = None,
+    distribution: Distribution | None = None,
+    spread: float | None = None,
+    part: float | None = None,
+    writes: int | None = None,
+    spares: int | None = None,
+    function: Function | None = None,
+) -> FaultState:
+    """From now on commands of a unit go wrong; docs/faults.md has the kinds and what they take."""
+    wanted = {name: value for name, value in locals().items() if name in _FAULT_FIELDS}
+    return _add_fault(context, context.disk(lun, hba), wanted)
+
+
+_FAULT_FIELDS: Final = frozenset(field.name for field in fields(Fault))
+
+
+def _add_fault(context: Context, disk: Disk, wanted: dict[str, Any]) -> FaultState:
+    try:
+        fault = Fault(**wanted)
+    except FaultError as error:
+        raise OperationError(str(error), error.parameter) from None
+    try:
+        port = None if fault.nexus is None else context.hba(fault.nexus)
+    except OperationError as error:
+        raise OperationError(str(error), "nexus") from None
+    return _fault_state(context.service.faults.add(disk, fault, port))
+
+
+def _fault_state(installed: Installed) -> FaultState:
+    return FaultState(
+        id=installed.id,
+        lun=installed.disk.id,
+        fault=installed.fault,
+        met=installed.met,
+        hits=installed.hits,
+    )
+
+
+@method("fault.scsi_debug")
+async def fault_scsi_debug(
+    context: Context,
+    lun: str,
+    hba: str | None = None,
+    error: str | None = None,
+    opts: int = 0,
+    every_nth: int = 1,
+) -> list[FaultState]:
+    """Faults as Linux's scsi_debug takes them: a line for the `error` file of a device, or its
+    parameters `opts` and `every_nth`."""
+    from vscsi_emu.faults import scsi_debug
+
+    disk = context.disk(lun, hba)
+    try:
+        wanted = [] if error is None else scsi_debug.from_error(error)
+        wanted += scsi_debug.from_opts(opts, every_nth)
+    except FaultError as problem:
+        raise OperationError(str(problem), problem.parameter) from None
+    return [_fault_state(context.service.faults.add(disk, fault)) for fault in wanted]
+
+
+@method("fault.list")
+async def fault_list(
+    context: Context, lun: str | None = None, hba: str | None = None
+) -> list[FaultState]:
+    """The faults in effect, of one unit or of all, in the order they were added."""
+    disk = None if lun is None else context.disk(lun, hba)
+    return [_fault_state(fault) for fault in context.service.faults if disk in (None, fault.disk)]
+
+
+def _fault(context: Context, id: int) -> Installed:
+    found = context.service.faults.get(id)
+    if found is None:
+        raise OperationError(f"there is no fault {id}; see fault.list", "id")
+    return found
+
+
+@method("fault.release")
+async def fault_release(context: Context, id: int) -> None:
+    """Commands that a fault makes hang go on; those that come still hang."""
+    context.service.faults.release(_fault(context, id))
+
+
+@method("fault.remove")
+async def fault_remove(context: Context, id: int) -> FaultState:
+    """Ends a fault, and releases what it makes hang; its last numbers."""
+    found = _fault(context, id)
+    context.service.faults.remove(found)
+    return _fault_state(found)
 
 
 # ── Power ─────────────────────────────────────────────────────────────────────────────────────

@@ -1,6 +1,7 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
 mod copy;
+mod fault;
 mod hostile;
 mod inbox;
 mod interrupt;
@@ -69,6 +70,8 @@ mod dataplane {
 
     #[pymodule_export]
     use super::copy::{Copy, Watch};
+    #[pymodule_export]
+    use super::fault::FaultRule;
     #[pymodule_export]
     use super::hostile::Hostility;
     #[pymodule_export]

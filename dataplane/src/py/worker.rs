@@ -2,6 +2,7 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
+use super::fault::FaultRule;
 use super::inbox::Inbox;
 use super::lu::{Lu, Nexus};
 use super::memory::GuestMemory;
@@ -77,6 +78,12 @@ impl Worker {
         tag: Option<u64>,
     ) {
         self.0.query(token, scope(port, lu, nexus, tag, None));
+    }
+
+    #[pyo3(signature = (lu, rule=None))]
+    fn release(&self, lu: &Lu, rule: Option<&FaultRule>) {
+        self.0
+            .release(lu.0.clone(), rule.map(|rule| rule.0.clone()));
     }
 
     #[pyo3(signature = (token, *, lu=None))]

@@ -6,8 +6,10 @@
 
 mod admission;
 mod drain;
+mod fault;
 mod queue;
 mod thread;
+mod timers;
 mod uring;
 
 use std::io;
@@ -17,6 +19,7 @@ use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::event::{Event, Kick};
+use crate::fault::Rule;
 use crate::inbox::Inbox;
 use crate::lu::{Lu, Nexus};
 use crate::memory::GuestMemory;
@@ -148,6 +151,11 @@ pub(crate) enum Mail {
         ending: Ending,
         scope: Scope,
         held: Option<Held>,
+    },
+    /// What waits for `rule`, or for the unit's limits, goes on.
+    Release {
+        lu: Arc<Lu>,
+        rule: Option<Arc<Rule>>,
     },
     Query {
         token: u64,
@@ -468,6 +476,12 @@ impl Worker {
             scope,
             held,
         });
+    }
+
+    /// Commands of `lu` that `rule` keeps back go on; None: those that its limits do, at the new
+    /// ones.
+    pub fn release(&self, lu: Arc<Lu>, rule: Option<Arc<Rule>>) {
+        self.mailbox.post(Mail::Release { lu, rule });
     }
 
     pub fn query(&self, token: u64, scope: Scope) {
