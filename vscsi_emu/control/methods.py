@@ -21,6 +21,7 @@ from vscsi_emu.control.results import (
     PauseState,
     State,
 )
+from vscsi_emu.control.statistics import ServiceStatistics, collect
 from vscsi_emu.disk import OperationError
 from vscsi_emu.journal import Kind, TmfRecord
 from vscsi_emu.virtio.scsi import show_address
@@ -266,6 +267,13 @@ async def limits_query(context: Context) -> Limits:
             for disk in units
         ],
     )
+
+
+@method("stats.query")
+async def stats_query(context: Context, histograms: bool = False) -> ServiceStatistics:
+    """What commands cost until now, by LUN and by queue: operations, bytes, percentiles of latency,
+    commands in flight, errors, and which gates are closed. `histograms`: with all buckets."""
+    return collect(context.service, histograms=histograms)
 
 
 @method("tmf.log")

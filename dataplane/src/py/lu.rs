@@ -8,6 +8,7 @@ use pyo3::types::{PyDict, PyTuple};
 
 use super::by_identity;
 use super::space::Space;
+use super::stats::Statistics;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
 use crate::policy::Qerr;
@@ -417,6 +418,14 @@ impl Nexus {
     #[getter]
     fn pending(&self) -> u32 {
         self.0.gate.pending()
+    }
+
+    #[getter]
+    fn statistics(&self) -> HashMap<u16, Statistics> {
+        let queues = self.0.stats.snapshot().into_iter();
+        queues
+            .map(|(queue, snapshot)| (queue, Statistics(snapshot)))
+            .collect()
     }
 
     #[getter]

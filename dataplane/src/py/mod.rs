@@ -10,6 +10,8 @@ mod port;
 mod queue;
 mod scan;
 mod space;
+mod stats;
+mod trace;
 mod worker;
 
 use pyo3::create_exception;
@@ -84,6 +86,10 @@ mod dataplane {
     use super::scan::Scan;
     #[pymodule_export]
     use super::space::Space;
+    #[pymodule_export]
+    use super::stats::Statistics;
+    #[pymodule_export]
+    use super::trace::{Trace, TraceRecord};
     #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use libc::iovec;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::account::Account;
 use super::drain::Drains;
 use super::queue::Run;
 use super::uring::Uring;
@@ -42,12 +43,12 @@ const URING: u64 = u64::MAX - 1;
 
 /// What a response says.
 pub(super) struct Response<'a> {
-    response: u8,
+    pub response: u8,
     pub status: u8,
     pub sense: &'a [u8],
     /// Data-out bytes consumed and data-in bytes produced.
-    out: u64,
-    data_in: u64,
+    pub out: u64,
+    pub data_in: u64,
 }
 
 impl Response<'_> {
@@ -89,6 +90,7 @@ pub(super) struct Thread {
     pub(super) queues: Vec<Option<Run>>,
     keys: HashMap<u64, usize>,
     pub(super) tasks: Slab,
+    pub(super) account: Account,
     drains: Drains,
     /// Queues that may have chains.
     ready: VecDeque<usize>,
@@ -129,6 +131,7 @@ impl Thread {
             queues: Vec::new(),
             keys: HashMap::new(),
             tasks: Slab::default(),
+            account: Account::new(),
             drains: Drains::default(),
             ready: VecDeque::new(),
             touched: Vec::new(),
@@ -352,6 +355,7 @@ impl Thread {
         if let Err(error) = queue.ring.suppress_kicks() {
             return self.failed(key, &error);
         }
+        self.account.look_again();
         for _ in 0..BUDGET {
             let slot = self.tasks.reserve();
             // Not `self.queue`: the task is borrowed from the slab at the same time.
@@ -362,6 +366,7 @@ impl Thread {
             match queue.take(&mut task.chain) {
                 Ok(true) => {
                     task.queue = key;
+                    task.taken = self.account.taken();
                     let kind = queue.handle.kind;
                     self.idle_turns = 0;
                     if kind == Kind::Control {
@@ -536,6 +541,7 @@ impl Thread {
                 self.drains
                     .add(token, waiting.len() as u64, waiting, &mut self.done);
             }
+            Mail::Trace(trace) => self.account.traces.add(trace),
             Mail::Shutdown => {
                 self.shutdown = true;
                 let ids: Vec<_> = self.keys.keys().copied().collect();
@@ -795,6 +801,8 @@ impl Thread {
         task.data_in_len = writable.saturating_sub(response_len as u64);
         if readable < header_len as u64 || writable < response_len as u64 {
             task.sense_size = task.sense_size.min(writable as usize - CMD_RESP_FIXED);
+            task.header = CmdReq::default();
+            task.cdb.fill(0);
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         }
         let mut header = [0; CMD_REQ_FIXED + MAX_CDB];
@@ -814,6 +822,7 @@ impl Thread {
             }
             port::Route::Python => self.ask_python(slot, MAX_COPY),
             port::Route::Unit(nexus) => {
+                nexus.stats.begin(queue.handle.index);
                 task.nexus = Some(nexus);
                 self.enter(slot);
             }
@@ -1119,6 +1128,9 @@ impl Thread {
             bytes.resize(CMD_RESP_FIXED + task.sense_size, 0);
             Cursor::new(&task.chain.writable).write(bytes);
             used += response.data_in;
+        }
+        if queue.handle.kind == Kind::Request {
+            self.account.ended(task, queue, response);
         }
         let checked = response.status == wire::STATUS_CHECK_CONDITION;
         self.settle(slot);
