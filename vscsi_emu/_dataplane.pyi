@@ -376,8 +376,6 @@ class TraceRecord:
     def queue(self) -> int:
         """Index of its queue."""
     @property
-    def nexus(self) -> Nexus | None: ...
-    @property
     def lun(self) -> bytes:
         """The request's 8-byte lun field."""
     @property

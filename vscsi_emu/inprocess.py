@@ -125,6 +125,11 @@ class InProcess:
 
         return LocalSync(self, self._service)
 
+    @property
+    def service(self) -> Service:
+        """For `call`, and for what may be used from any thread."""
+        return self._service
+
     def call(self, work: Callable[[], Coroutine[object, object, T]], *, timeout: float = 10.0) -> T:
         """Runs `work()` on the event loop; its result. `TimeoutError` after `timeout` seconds.
 

@@ -5,9 +5,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-use crate::lu::{Lu, Nexus};
+use crate::lu::Lu;
 use crate::port::Port;
 use crate::wire::CmdReq;
 
@@ -21,7 +21,6 @@ pub struct Record {
     pub port: Arc<Port>,
     /// Index of its queue.
     pub queue: u16,
-    pub nexus: Option<Arc<Nexus>>,
     pub header: CmdReq,
     pub cdb: Vec<u8>,
     /// Bytes of its buffers.
@@ -40,7 +39,8 @@ pub struct Record {
 /// Which commands a trace wants; empty or 0: all.
 #[derive(Default)]
 pub struct Filter {
-    pub units: Vec<Arc<Lu>>,
+    /// Not held: a unit that is removed lets go of its storage.
+    pub units: Vec<Weak<Lu>>,
     /// Bit by OPERATION CODE.
     pub opcodes: [u64; 4],
     /// Those only that end with another response than OK or another status than GOOD.
@@ -63,7 +63,7 @@ impl Filter {
             && (self.units.is_empty()
                 || seen.unit.is_some_and(|unit| {
                     let mut units = self.units.iter();
-                    units.any(|wanted| Arc::ptr_eq(wanted, unit))
+                    units.any(|wanted| wanted.as_ptr() == Arc::as_ptr(unit))
                 }))
     }
 }
@@ -200,7 +200,6 @@ mod tests {
             nanoseconds: 0,
             port: Arc::default(),
             queue: 2,
-            nexus: None,
             header: CmdReq::default(),
             cdb: vec![0; 16],
             data_out_length: 0,

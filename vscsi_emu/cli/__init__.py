@@ -14,6 +14,7 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "serve": "vscsi_emu.cli.serve",
         "ctl": "vscsi_emu.cli.ctl",
         "top": "vscsi_emu.cli.top",
+        "trace": "vscsi_emu.cli.trace",
         "demo": "vscsi_emu.cli.demo",
         "qtest": "vscsi_emu.cli.qtest",
         "devicetree": "vscsi_emu.cli.devicetree",

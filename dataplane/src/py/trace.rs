@@ -3,7 +3,7 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
-use super::lu::{Lu, Nexus};
+use super::lu::Lu;
 use super::port::Port;
 use crate::trace;
 
@@ -31,7 +31,7 @@ impl Trace {
         keep_newest: bool,
     ) -> Self {
         let mut filter = trace::Filter {
-            units: units.iter().map(|unit| unit.0.clone()).collect(),
+            units: units.iter().map(|unit| Arc::downgrade(&unit.0)).collect(),
             errors,
             min_nanoseconds,
             ..trace::Filter::default()
@@ -93,11 +93,6 @@ impl TraceRecord {
     #[getter]
     fn queue(&self) -> u16 {
         self.0.queue
-    }
-
-    #[getter]
-    fn nexus(&self) -> Option<Nexus> {
-        self.0.nexus.clone().map(Nexus)
     }
 
     #[getter]

@@ -65,7 +65,6 @@ impl Account {
             nanoseconds,
             port: queue.port.clone(),
             queue: index,
-            nexus: task.nexus.clone(),
             header: task.header,
             cdb: task.cdb().to_vec(),
             data_out_length: task.data_out_len,
