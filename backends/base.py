@@ -65,6 +65,10 @@ class Backend:
         """Path of the file that keeps the unit's state over restarts; None: it is forgotten."""
         return self.spec.state
 
+    def limit(self, name: str) -> tuple[int, str] | None:
+        """What the host gives for a field of the configuration space, and where it says so."""
+        return None
+
     def limit_space(self) -> None:
         """Once `engine` is open: obeys `thin=`. Raises `SpecError` where that cannot be."""
         self.thin = thin_space(self.spec)

@@ -107,6 +107,10 @@ class Engine:
     @staticmethod
     def null(size: int) -> Engine:
         """Reads zeros, forgets writes."""
+    @staticmethod
+    def passthrough(device: Passthrough) -> Engine:
+        """No bytes but commands: all of them that are not routed to Python pass to `device`. Size
+        and policy of such a unit say nothing; give it 512 bytes a block."""
     @property
     def size(self) -> int: ...
     def resize(self, size: int) -> None:
@@ -139,6 +143,77 @@ class Space:
         (`rising`) or fewer; at once if they are."""
     def unwatch(self, token: int) -> None:
         """There will be no "done" if there was none yet."""
+
+# ── Devices of the host ────────────────────────────────────────────────────────────────────────
+
+RESET_DEVICE: Final = 0
+RESET_TARGET: Final = 1
+RESET_BUS: Final = 2
+RESET_HOST: Final = 3
+
+@final
+class PassthroughLimits:
+    """What the host takes in one command. Commands over it are split, and data that lies wrong in
+    memory goes through a buffer."""
+
+    def __new__(
+        cls,
+        *,
+        max_bytes: int,
+        max_segments: int,
+        dma_alignment: int = 0,
+        virt_boundary: int = 0,
+        max_cdb: int = 32,
+        max_write_same_blocks: int = 0,
+        max_unmap_blocks: int = 0,
+        max_unmap_descriptors: int = 0,
+    ) -> Self:
+        """`dma_alignment` and `virt_boundary` are masks, as the kernel has them. The last three
+        are the device's own limits; 0 is none. ValueError: one of those of the host is 0."""
+    @property
+    def most(self) -> int:
+        """Bytes that fit, however a buffer lies in the host's memory."""
+
+@final
+class Passthrough:
+    """A SCSI device of the host, by one of its nodes."""
+
+    def __new__(
+        cls,
+        fd: int,
+        interface: int,
+        limits: PassthroughLimits,
+        *,
+        depth: int,
+        rules: Mapping[int, tuple[int, bool, int, int]],
+        asynchronous: bool = False,
+    ) -> Self:
+        """`fd` is dup'ed. `interface` 3: `sg_io_hdr`, of block nodes and ``/dev/sgN``; 4:
+        `sg_io_v4`, of bsg nodes. `depth`: commands in flight, 1 to 256; each keeps a thread busy
+        unless `asynchronous`, which ``/dev/sgN`` is. `rules`, by OPERATION
+        CODE: timeout in seconds, whether its CDB is SBC's and may be split, first byte and size of
+        its field for the length of data (size 0: not in bytes; first byte 0: as usual)."""
+    def close(self) -> None:
+        """The device is gone: commands end with BAD_TARGET, those that run as the host ends them;
+        with the last one the node is closed."""
+    def set_limits(self, limits: PassthroughLimits) -> None:
+        """For commands that begin from now on."""
+    def set_capacity(self, block_size: int, blocks: int) -> None:
+        """Needed to split. 0: not known, or there are no blocks."""
+    def execute(
+        self, cdb: bytes, *, data_out: bytes = ..., data_in_length: int = 0
+    ) -> tuple[int, int, bytes, bytes]:
+        """Virtio response, SAM status, sense data, data-in; at most a MiB of data. Blocks (GIL
+        released): call it off the event loop."""
+    def reset(self, scope: int) -> None:
+        """RESET_*, and no wider scope when that fails (SG_SCSI_RESET). Blocks (GIL released).
+        `OSError`: it was not done."""
+    @property
+    def split(self) -> int:
+        """Commands that went in several pieces."""
+    @property
+    def bounced(self) -> int:
+        """Commands with data that went through a buffer."""
 
 # ── What Rust must know of a logical unit ──────────────────────────────────────────────────────
 

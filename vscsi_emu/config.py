@@ -6,8 +6,9 @@ import os
 import re
 import tomllib
 from collections.abc import Container, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 from vscsi_emu.backends.uri import (
@@ -30,6 +31,8 @@ MAX_HBAS: Final = 255
 """Of one process, so that relative target port identifiers stay within 16 bits."""
 
 _LUN_KEYS: Final = ("id", "uri")
+CAPS: Final[tuple[str, ...]] = ("max-sectors", "seg-max", "cmd-per-lun")
+"""Limits of the configuration space that may be lowered."""
 _HBA_KEYS: Final = (
     "socket",
     "queues",
@@ -38,6 +41,7 @@ _HBA_KEYS: Final = (
     "port-group",
     "in-band",
     "access-platform",
+    *CAPS,
 )
 
 
@@ -80,6 +84,8 @@ class HbaConfig:
     access_platform: bool = False
     """Offer ACCESS_PLATFORM: for front ends that put the device behind an IOMMU, and answer IOTLB
     misses."""
+    caps: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
+    """By the name in `CAPS`: what the driver is told at most, whatever its units take."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +102,7 @@ def from_arguments(
     queues: int = 1,
     in_band: bool = False,
     access_platform: bool = False,
+    caps: Mapping[str, int] | None = None,
 ) -> Config:
     """One HBA with the units of ``--lun`` arguments.
 
@@ -103,6 +110,8 @@ def from_arguments(
     own disks: Linux then shows them as 0:0:0:0, 0:0:1:0, …. Raises `ConfigError`.
     """
     check_queues(queues, "--queues")
+    for name, cap in (caps or {}).items():
+        _check_cap(cap, f"--{name}")
     parsed: list[tuple[Address | None, LunSpec]] = []
     for text in luns:
         try:
@@ -120,7 +129,17 @@ def from_arguments(
         tuple(
             LunConfig(names[address], spec, default_id(address)) for address, spec in table.items()
         ),
-        (HbaConfig(socket, fd, queues, names, in_band=in_band, access_platform=access_platform),),
+        (
+            HbaConfig(
+                socket,
+                fd,
+                queues,
+                names,
+                in_band=in_band,
+                access_platform=access_platform,
+                caps=caps or {},
+            ),
+        ),
     )
 
 
@@ -266,9 +285,20 @@ class _Reader:
                     f"known: {', '.join(units) or 'none'}",
                 )
             mapped[address] = units[unit].name
+        caps = {name: self._cap(table, name, where) for name in CAPS if name in table}
         return HbaConfig(
-            socket, None, queues, mapped, initiator, port_group, in_band, access_platform
+            socket, None, queues, mapped, initiator, port_group, in_band, access_platform, caps
         )
+
+    def _cap(self, table: dict[str, Any], key: str, where: str) -> int:
+        value = table[key]
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise self._error(where, key, f"{value!r} is not a whole number")
+        try:
+            _check_cap(value, key)
+        except ConfigError as error:
+            raise ConfigError(f"{self._path}: {where}: {error}") from None
+        return value
 
     def _flag(self, table: dict[str, Any], key: str, where: str) -> bool:
         value = table.get(key, False)
@@ -310,6 +340,11 @@ def _is_port_group(value: object) -> bool:
 def check_queues(queues: int, name: str) -> None:
     if not 1 <= queues <= MAX_QUEUES:
         raise ConfigError(f"{name} {queues}: use 1 to {MAX_QUEUES}")
+
+
+def _check_cap(cap: int, name: str) -> None:
+    if cap < 1:
+        raise ConfigError(f"{name} {cap}: use 1 or more")
 
 
 def default_id(address: Address) -> str:

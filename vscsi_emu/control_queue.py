@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Iterable
 from typing import TYPE_CHECKING
 
 from vscsi_emu.scsi.task_set import clear
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from vscsi_emu.hba import Hba
     from vscsi_emu.scsi.nexus import Nexus
     from vscsi_emu.scsi.target import Target
+    from vscsi_emu.scsi.unit import LogicalUnit
 
 log = logging.getLogger(__name__)
 
@@ -83,18 +85,23 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
     match tmf.subtype:
         case TmfType.ABORT_TASK:
             # SAM-6: complete too when there is no such command.
-            await runtime.abort(Response.ABORTED, port=port, nexus=mine, tag=tmf.id)
+            aborting = runtime.abort(Response.ABORTED, port=port, nexus=mine, tag=tmf.id)
+            if not await _ended(nexus.unit, aborting):
+                return Response.FUNCTION_REJECTED
         case TmfType.ABORT_TASK_SET:
-            await nexus.abort()
+            if not await _ended(nexus.unit, nexus.abort()):
+                return Response.FUNCTION_REJECTED
         case TmfType.CLEAR_TASK_SET:
-            await clear(nexus.unit, nexus)
+            if not await _ended(nexus.unit, clear(nexus.unit, nexus)):
+                return Response.FUNCTION_REJECTED
         case TmfType.CLEAR_ACA if not mine.clear_aca() and lu.aca:
             # SAM-6: from the faulted nexus only.
             return Response.FUNCTION_REJECTED
         case TmfType.CLEAR_ACA:
             pass
         case TmfType.LOGICAL_UNIT_RESET:
-            await runtime.abort(Response.RESET, lu=lu)
+            if not await _interrupted([nexus.unit], [runtime.abort(Response.RESET, lu=lu)]):
+                return Response.FAILURE
             with hba.resetting(nexus):
                 nexus.unit.reset()
         case TmfType.QUERY_TASK:
@@ -117,9 +124,31 @@ async def _reset_nexus(hba: Hba, lun: bytes) -> Response:
         hba.runtime.abort(Response.RESET, port=hba.port, nexus=nexus.data_plane)
         for nexus in target.nexuses.values()
     ]
-    await asyncio.gather(*aborting)
+    units = [nexus.unit for nexus in target.nexuses.values()]
+    if not await _interrupted(units, aborting):
+        return Response.FAILURE
     target.nexus_loss()
     return FUNCTION_COMPLETE
+
+
+async def _ended(unit: LogicalUnit, aborting: Awaitable[object]) -> bool:
+    """Whether the commands that were hit are over. A device of the host may keep its own."""
+    try:
+        await asyncio.wait_for(aborting, unit.abort_seconds)
+    except TimeoutError:
+        return False
+    return True
+
+
+async def _interrupted(units: Iterable[LogicalUnit], aborting: Iterable[Awaitable[object]]) -> bool:
+    """As `_ended`, of units that are reset: devices let go of their commands then."""
+    interrupting = [unit.interrupt() for unit in units]
+    try:
+        await asyncio.gather(*aborting, *interrupting)
+    except OSError as error:
+        log.warning("a device of the host was not reset: %s", error.strerror)
+        return False
+    return True
 
 
 def _target(hba: Hba, lun: bytes) -> Target | None:

@@ -80,6 +80,7 @@ DEVICE_FEATURES: Final = (
 _PARAMETERS_CHANGED: Final = 0x2A
 """ASC of what a PARAM_CHANGE event reports (5.6.6.3)."""
 _SECTOR: Final = 512
+DEFAULTS: Final = ScsiConfig()
 MAX_SECTORS: Final = 0xFFFF
 """`max_sectors` where no unit has a limit, in 512 bytes."""
 
@@ -142,10 +143,15 @@ class Hba:
         queues: int,
         luns: Mapping[Address, LogicalUnit],
         number: int = 0,
+        max_sectors: int | None = None,
+        seg_max: int = DEFAULTS.seg_max,
+        cmd_per_lun: int = DEFAULTS.cmd_per_lun,
         port_group: int | None = None,
         name: str | None = None,
     ) -> None:
         """`initiator`: NAA name of the initiator port, 16 hex digits. `queues`: request queues.
+        `max_sectors`, `seg_max`, `cmd_per_lun`: what the configuration space says, or less where
+        a unit takes less.
         `number`: 0 to 254, another for each HBA that shares units with this one; from it follow
         the relative port identifiers of its targets. `port_group`: their target port group, one of
         the HBA's own by default. `name`: what people call it, "hba" and its number by default."""
@@ -165,6 +171,7 @@ class Hba:
         """Of virtio structures; a transport sets it for a legacy big-endian guest."""
         self.targets: dict[int, Target] = {}
         self._first_worker = runtime.reserve(queues)
+        self._max_sectors, self._seg_max, self._cmd_per_lun = max_sectors, seg_max, cmd_per_lun
         self._config = ScsiConfig(num_queues=queues, max_target=MAX_TARGET, max_lun=MAX_LUN)
         self._config_lock = Lock()
         """Held to replace it: the driver's stores may come from a guest CPU's thread."""
@@ -593,16 +600,21 @@ class Hba:
             },
             targets=list(self.targets),
         )
-        limits = [
-            nexus.unit.limits.max_transfer_blocks * nexus.unit.block_size // _SECTOR
-            for target in self.targets.values()
-            for nexus in target.nexuses.values()
-            if nexus.unit.limits.max_transfer_blocks
-        ]
+        limits = [nexus.unit.queue_limits for nexus in self._nexuses()]
+        sectors = [limit.max_bytes // _SECTOR for limit in limits if limit.max_bytes]
+        if self._max_sectors is not None:
+            sectors.append(self._max_sectors)
+        segments = [limit.max_segments for limit in limits if limit.max_segments]
+        commands = [limit.commands for limit in limits if limit.commands]
         with self._config_lock:
             old = self._config
-            self._config = replace(old, max_sectors=min(limits, default=MAX_SECTORS))
-        if self._config.max_sectors != old.max_sectors and self._link:
+            self._config = replace(
+                old,
+                max_sectors=min(sectors, default=MAX_SECTORS),
+                seg_max=min([self._seg_max, *segments]),
+                cmd_per_lun=min([self._cmd_per_lun, *commands]),
+            )
+        if self._config != old and self._link:
             self._link.config_changed()
 
     # ── Events ─────────────────────────────────────────────────────────────────────────────────

@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from vscsi_emu.backends import BackendError, SpecError, open_backend
 from vscsi_emu.backends.uri import ADDRESS
 from vscsi_emu.config import Config, ConfigError, LunConfig, default_id, place
 from vscsi_emu.disk import Disk, OperationError
-from vscsi_emu.hba import Address, Hba, LunBusyError
+from vscsi_emu.hba import DEFAULTS, Address, Hba, LunBusyError
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.store import SavedStateError, StateStore
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from vscsi_emu.journal import Journal
 
 log = logging.getLogger(__name__)
+
+_PASSTHROUGH: Final = "sg"
+"""The scheme whose modules are imported only where it is used: servers are to start fast."""
 
 
 class StartError(Exception):
@@ -134,11 +137,13 @@ class Service:
                 queues=wanted.queues,
                 luns={at: units[name] for at, name in wanted.luns.items()},
                 number=number,
+                **self._caps(wanted),
                 port_group=wanted.port_group,
                 name=wanted.socket or (f"fd{wanted.fd}" if wanted.fd is not None else None),
             )
             stack.push_async_callback(hba.close)
             self.hbas.append(hba)
+        self._follow(stack)
         # Last: a socket that is there can be attached to.
         for wanted, hba in zip(self._config.hbas, self.hbas, strict=True):
             if wanted.socket is None and wanted.fd is None:
@@ -146,6 +151,32 @@ class Service:
             server = _server(wanted, hba)
             stack.callback(server.close)
             self._servers.append(server)
+
+    def _follow(self, stack: AsyncExitStack) -> None:
+        if not any(lun.spec.scheme == _PASSTHROUGH for lun in self._config.luns):
+            return
+        from vscsi_emu.follow import Follower
+
+        follower = Follower(self)
+        stack.push_async_callback(follower.close)
+        follower.start()
+
+    def _caps(self, hba: HbaConfig) -> dict[str, int]:
+        """What lowers the limits of an HBA. Raises `StartError` for what would raise one."""
+        disks = [disk for disk in self.disks.values() if disk.config.name in hba.luns.values()]
+        caps = {}
+        for option, cap in hba.caps.items():
+            name = option.replace("-", "_")
+            figures = [(int(getattr(DEFAULTS, name)), "the most that is offered")]
+            limits = (disk.backend.limit(name) for disk in disks)
+            figures += [limit for limit in limits if limit is not None]
+            most, source = min(figures)
+            if cap > most:
+                raise StartError(
+                    f"{option} {cap} is above {most}, {source}; it can only be lowered"
+                )
+            caps[name] = cap
+        return caps
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Until `stop` is set, or every socket that came connected was left by its front end."""
@@ -175,6 +206,10 @@ class Service:
     def units(self) -> dict[str, LogicalUnit]:
         """By `LunConfig.name`."""
         return {disk.config.name: disk.unit for disk in self.disks.values()}
+
+    @property
+    def runtime(self) -> Runtime:
+        return self._runtime
 
     @property
     def journal(self) -> Journal:
@@ -242,6 +277,12 @@ class Service:
         for disk in disks:
             self._add_disk(disk)
         return added
+
+    def renew(self, disk: Disk, backend: Backend, unit: LogicalUnit) -> None:
+        """The same storage, opened again; no HBA has the old unit any more."""
+        del self._disk_of[disk.unit]
+        disk.backend, disk.unit = backend, unit
+        self._disk_of[unit] = disk
 
     def map_lun(self, hba: Hba, disk: Disk, address: Address) -> None:
         """Hot-plugs a disk that is served already at one more address. `OperationError`."""
@@ -336,6 +377,10 @@ def _logical_unit(
     backend: Backend, runtime: Runtime, tokens: Tokens, store: StateStore | None
 ) -> LogicalUnit:
     spec = backend.spec
+    if spec.scheme == _PASSTHROUGH:
+        from vscsi_emu.follow import passthrough_unit
+
+        return passthrough_unit(runtime, backend)
     names = {"vendor": spec.vendor, "product": spec.product}
     return LogicalUnit(
         backend.engine,

@@ -15,6 +15,7 @@ pub mod iov;
 pub mod lu;
 pub mod memory;
 pub mod notifier;
+pub mod passthrough;
 pub mod policy;
 pub mod pool;
 pub mod port;

@@ -1,7 +1,8 @@
-//! Threads for what blocks: media jobs of several steps, and all I/O where io_uring is refused.
+//! Threads for what blocks: media jobs of several steps, all I/O where io_uring is refused, and
+//! commands of devices whose nodes only know calls that block.
 
 use std::collections::VecDeque;
-use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 
 /// Enough to keep a device busy, few enough not to matter: the worst case is one thread a
 /// blocked request.
@@ -14,34 +15,49 @@ struct State {
     work: VecDeque<Work>,
     threads: usize,
     idle: usize,
+    closed: bool,
 }
 
 #[derive(Default)]
-pub struct Pool {
+struct Shared {
     state: Mutex<State>,
     wake: Condvar,
 }
 
-/// The pool of this process. Threads start on demand and stay: idle ones only wait.
+/// Threads start on demand and stay, idle, until it is dropped; what was begun ends all the same.
+pub struct Pool {
+    shared: Arc<Shared>,
+    max_threads: usize,
+}
+
+/// The pool of this process.
 pub fn pool() -> &'static Pool {
     static POOL: OnceLock<Pool> = OnceLock::new();
-    POOL.get_or_init(Pool::default)
+    POOL.get_or_init(|| Pool::new(MAX_THREADS))
 }
 
 impl Pool {
-    pub fn run(&'static self, work: Work) {
-        let mut state = self.lock();
+    pub fn new(max_threads: usize) -> Self {
+        Self {
+            shared: Arc::default(),
+            max_threads,
+        }
+    }
+
+    pub fn run(&self, work: Work) {
+        let mut state = self.shared.lock();
         state.work.push_back(work);
-        if state.idle >= state.work.len() || state.threads >= MAX_THREADS {
-            self.wake.notify_one();
+        if state.idle >= state.work.len() || state.threads >= self.max_threads {
+            self.shared.wake.notify_one();
             return;
         }
+        let shared = self.shared.clone();
         let started = std::thread::Builder::new()
             .name("vscsi-pool".into())
-            .spawn(move || self.serve());
+            .spawn(move || shared.serve());
         match started {
             Ok(_) => state.threads += 1,
-            Err(_) if state.threads > 0 => self.wake.notify_one(),
+            Err(_) if state.threads > 0 => self.shared.wake.notify_one(),
             Err(_) => {
                 // No thread at all can be had: slow beats never.
                 let work = state.work.pop_back();
@@ -52,7 +68,16 @@ impl Pool {
             }
         }
     }
+}
 
+impl Drop for Pool {
+    fn drop(&mut self) {
+        self.shared.lock().closed = true;
+        self.shared.wake.notify_all();
+    }
+}
+
+impl Shared {
     fn serve(&self) {
         let mut state = self.lock();
         loop {
@@ -60,6 +85,9 @@ impl Pool {
                 drop(state);
                 work();
                 state = self.lock();
+            }
+            if state.closed {
+                return;
             }
             state.idle += 1;
             state = self

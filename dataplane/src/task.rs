@@ -141,6 +141,15 @@ impl Task {
         }
     }
 
+    /// `transferred` bytes as those of data-out and of data-in.
+    pub fn moved(&self, transferred: u64) -> (u64, u64) {
+        if self.data_in_len > 0 {
+            (0, transferred.min(self.data_in_len))
+        } else {
+            (transferred.min(self.data_out_len), 0)
+        }
+    }
+
     /// The CDB, zero-padded to 16 bytes where `cdb_size` is less.
     pub fn cdb(&self) -> &[u8] {
         &self.cdb[..self.cdb_len.max(16)]

@@ -9,7 +9,13 @@ pub const CMD_RESP_FIXED: usize = 12;
 /// `VIRTIO_SCSI_S_*` as far as workers give them themselves.
 pub const S_OK: u8 = 0;
 pub const S_OVERRUN: u8 = 1;
+pub const S_ABORTED: u8 = 2;
 pub const S_BAD_TARGET: u8 = 3;
+pub const S_RESET: u8 = 4;
+pub const S_BUSY: u8 = 5;
+pub const S_TRANSPORT_FAILURE: u8 = 6;
+pub const S_TARGET_FAILURE: u8 = 7;
+pub const S_NEXUS_FAILURE: u8 = 8;
 pub const S_FAILURE: u8 = 9;
 
 /// SAM-6 status codes that workers give themselves.

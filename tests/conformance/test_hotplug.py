@@ -292,7 +292,8 @@ def test_nothing_is_left_of_units_that_went(
     for number in range(30):
         cycle(number)
     late_fds, late_threads = footprint(server)
-    assert late_fds == fds
+    # Some may be closing at either count; one kept in each cycle would be 60 more.
+    assert abs(late_fds - fds) < 5
     # asyncio's pool may have grown to its full size.
     assert late_threads <= threads + 4 + (os.cpu_count() or 1)
 

@@ -55,6 +55,9 @@ class _BackendProgram(click.Command):
     is_flag=True,
     help="Offer ACCESS_PLATFORM: for front ends that answer IOTLB misses (QEMU's iommu_platform).",
 )
+@click.option("--max-sectors", type=int, help="Longest request, in 512 bytes: less than by itself.")
+@click.option("--seg-max", type=int, help="Most segments of a request, likewise.")
+@click.option("--cmd-per-lun", type=int, help="Most commands in flight of a disk, likewise.")
 @click.option("--monitor", metavar="PATH", help="Listen there for `vscsi-emu ctl`.")
 @click.option("--print-capabilities", is_flag=True, help="Print them as JSON and exit.")
 @click.option("-v", "--verbose", count=True, help="Log every vhost-user message.")
@@ -69,6 +72,9 @@ def serve(
     io_uring: bool,
     in_band: bool,
     access_platform: bool,
+    max_sectors: int | None,
+    seg_max: int | None,
+    cmd_per_lun: int | None,
     monitor: str | None,
     print_capabilities: bool,
     verbose: int,
@@ -77,7 +83,8 @@ def serve(
     """Serve disks as a virtio-scsi HBA, until SIGTERM.
 
     A URI is a path (or file:PATH) of a raw image or a block device, mem:SIZE for a RAM disk, or
-    null:SIZE, which stores nothing. Write a comma in a path twice. A disk without TARGET:LUN
+    null:SIZE, which stores nothing; sg:DEVICE passes commands to a SCSI device of the host, named
+    by its node, wwn-0x… or by-id/…. Write a comma in a path twice. A disk without TARGET:LUN
     becomes LUN 0 of the first target that has none.
 
     \b
@@ -98,6 +105,9 @@ def serve(
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
       direct=on|off               O_DIRECT (files only)
+      passthrough=safe|readonly|all
+                                  which commands pass (host devices only)
+      force=on|off                serve a device that the host uses (host devices only)
       state=FILE                  keeps persistent reservations, and that SANITIZE failed, over
                                   restarts; beside an image, IMAGE.state by default
 
@@ -130,11 +140,14 @@ def serve(
         raise click.UsageError(
             f"{' and '.join(given) or 'nothing'} given; give one of {', '.join(ways)}"
         )
+    limits = {"max-sectors": max_sectors, "seg-max": seg_max, "cmd-per-lun": cmd_per_lun}
+    caps = {name: cap for name, cap in limits.items() if cap is not None}
     try:
         if config is not None:
-            if luns or queues is not None or in_band or access_platform:
+            if luns or queues is not None or in_band or access_platform or caps:
                 raise click.UsageError(
-                    "--lun, --queues, --in-band and --access-platform go into the file of --config"
+                    "--lun, --queues, --in-band, --access-platform and limits go into the file of "
+                    "--config"
                 )
             wanted = from_file(config)
         elif not luns and monitor is None:
@@ -147,6 +160,7 @@ def serve(
                 queues=1 if queues is None else queues,
                 in_band=in_band,
                 access_platform=access_platform,
+                caps=caps,
             )
         run(wanted, workers=workers, io_uring=io_uring, beside=_beside(monitor))
     except (ConfigError, StartError) as error:

@@ -52,6 +52,17 @@ class Limits:
         )
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QueueLimits:
+    """What an HBA's configuration space says for all its units. 0 is "no limit"."""
+
+    max_bytes: int = 0
+    """Of a command's data."""
+    max_segments: int = 0
+    commands: int = 0
+    """In flight."""
+
+
 _WIDTHS: Final = {
     "optimal_granularity_blocks": 0xFFFF,
     "unmap_alignment": 0x7FFF_FFFF,

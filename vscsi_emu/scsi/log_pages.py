@@ -95,6 +95,19 @@ def _errors(page: Key) -> Callable[[LogicalUnit], Iterator[LogParameter]]:
     return parameters
 
 
+_SCOPES: Final = {False: 0b01, True: 0b10}
+"""Resources of this unit only, or of others too."""
+
+
+def _provisioning(unit: LogicalUnit) -> Iterator[LogParameter]:
+    """LBA mapping resources in threshold sets (SBC-4, Logical Block Provisioning log page)."""
+    usage = unit.provisioning.usage()
+    for code, count in ((0x0001, usage.available), (0x0002, usage.used)):
+        if count is not None:
+            value = struct.pack(">IB3x", min(count, 0xFFFF_FFFF), _SCOPES[usage.shared])
+            yield LogParameter(code, _LIST, value)
+
+
 def _temperature(_: LogicalUnit) -> Iterator[LogParameter]:
     yield LogParameter(0x0000, _LIST, bytes([0, _NO_TEMPERATURE]))
 
@@ -138,6 +151,7 @@ def _informational_exceptions(_: LogicalUnit) -> Iterator[LogParameter]:
 PAGES: Final[Mapping[Key, Callable[[LogicalUnit], Iterator[LogParameter]]]] = MappingProxyType(
     {
         **{page: _errors(page) for page in _ERROR_PAGES},
+        (0x0C, 0x00): _provisioning,
         (0x0D, 0x00): _temperature,
         (0x0E, 0x00): _start_stop_cycles,
         (0x10, 0x00): _self_test_results,

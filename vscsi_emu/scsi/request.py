@@ -22,6 +22,7 @@ class Command(Protocol):
     def data_out(self) -> bytes: ...
     def finish(self, status: int, *, data_in: bytes = b"", sense: bytes = b"") -> None: ...
     def execute(self) -> None: ...
+    def fail(self, response: int) -> None: ...
 
 
 class Reply:
@@ -48,6 +49,14 @@ class Reply:
         """A reservation of another nexus excludes the command."""
         self.given = True
         self._command.finish(Status.RESERVATION_CONFLICT)
+
+    def relay(self, response: int, status: int, sense: bytes) -> None:
+        """What a device behind the unit said of a command that it did not do."""
+        self.given = True
+        if response:
+            self._command.fail(response)
+        else:
+            self._command.finish(status, sense=sense)
 
     def aca_active(self) -> None:
         """The ACA condition of another nexus excludes the command."""

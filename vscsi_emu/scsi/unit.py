@@ -14,7 +14,7 @@ from vscsi_emu.scsi.bad_blocks import BadBlocks
 from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
-from vscsi_emu.scsi.limits import Limits
+from vscsi_emu.scsi.limits import Limits, QueueLimits
 from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
@@ -79,6 +79,7 @@ class LogicalUnit:
       `quiesce(lu)` returns when the commands that run in the data plane now are done.
     - `tokens`: of the copy manager that the unit belongs to; by default it has its own.
     - `store` keeps what must outlive the process; without it, nothing does.
+    - `commands`: what it supports; by default what SBC-5 says of a unit with these features.
     """
 
     def __init__(
@@ -99,6 +100,7 @@ class LogicalUnit:
         flush: Callable[[], Awaitable[None]] = _nothing,
         quiesce: Callable[[_dataplane.Lu], Awaitable[None]] = _nothing,
         store: StateStore | None = None,
+        commands: CommandTable | None = None,
         tokens: Tokens | None = None,
         thin: ThinSpace | None = None,
         watcher: Watcher = no_watcher,
@@ -120,7 +122,7 @@ class LogicalUnit:
             removable=removable,
             saved=store is not None,
         )
-        self.commands: Final[CommandTable] = command_table(self.features)
+        self.commands: Final[CommandTable] = commands or command_table(self.features)
         self.readiness: Final = Readiness()
         self._store = store
         saved = store.load(_FAILURE) if store is not None else None
@@ -192,6 +194,11 @@ class LogicalUnit:
     def update_gates(self) -> None:
         for nexus in self.nexuses:
             nexus.update_gate()
+
+    @property
+    def queue_limits(self) -> QueueLimits:
+        """What an HBA says of its limits on this unit's behalf."""
+        return QueueLimits(max_bytes=self.limits.max_transfer_blocks * self.block_size)
 
     # ── State ──────────────────────────────────────────────────────────────────────────────────
 
@@ -274,6 +281,12 @@ class LogicalUnit:
         for nexus in self.nexuses:
             if nexus is not but:
                 nexus.establish(code)
+
+    abort_seconds: float | None = None
+    """How long task management waits for commands that it aborted; None: they end soon."""
+
+    async def interrupt(self) -> None:
+        """Has the storage let go of the commands that it works on, before a reset. `OSError`."""
 
     def establish_threshold(self, descriptor: int) -> None:
         """The threshold at this byte of the Logical Block Provisioning mode page is passed."""

@@ -10,6 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use io_uring::squeue;
 use libc::iovec;
 
+use crate::passthrough::Passthrough;
+
 use super::{trim, Engine, Io, IoKind, Partial};
 
 /// Ranges marked at a time: more is no test but an attack on our memory.
@@ -112,6 +114,10 @@ impl Engine for MarkedEngine {
 
     fn can_discard(&self) -> bool {
         self.inner.can_discard()
+    }
+
+    fn passthrough(&self) -> Option<&Arc<Passthrough>> {
+        self.inner.passthrough()
     }
 
     fn extent(&self, offset: u64) -> io::Result<(bool, u64)> {

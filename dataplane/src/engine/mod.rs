@@ -24,6 +24,8 @@ use std::sync::Arc;
 
 use libc::iovec;
 
+use crate::passthrough::Passthrough;
+
 pub use crate::iov::{total, trim, Cursor};
 pub use aligned::AlignedBuffer;
 
@@ -109,6 +111,11 @@ pub trait Engine: Send + Sync {
 
     /// Whether [`IoKind::Discard`] really frees space (probed at open).
     fn can_discard(&self) -> bool;
+
+    /// The device that commands pass to, in place of the calls below.
+    fn passthrough(&self) -> Option<&Arc<Passthrough>> {
+        None
+    }
 
     /// Whether the bytes from `offset` on are mapped (else deallocated), and how many more are alike.
     /// All are, where nobody can say.

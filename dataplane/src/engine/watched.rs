@@ -8,6 +8,7 @@ use io_uring::squeue;
 use libc::iovec;
 
 use super::{Engine, Io, IoKind};
+use crate::passthrough::Passthrough;
 
 /// Ranges of bytes, each with its length, and whether one of them was changed since.
 pub struct Watch {
@@ -88,6 +89,10 @@ impl Engine for WatchedEngine {
             durable: false,
         });
         self.inner.resize(size)
+    }
+
+    fn passthrough(&self) -> Option<&Arc<Passthrough>> {
+        self.inner.passthrough()
     }
 
     fn can_discard(&self) -> bool {

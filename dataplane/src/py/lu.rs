@@ -7,14 +7,16 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::by_identity;
+use super::passthrough::Passthrough;
 use super::space::Space;
 use super::stats::Statistics;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
+use crate::passthrough::engine::PassthroughEngine;
 use crate::policy::Qerr;
 use crate::{engine, lu, policy, task_set};
 
-fn duplicate(fd: i32) -> PyResult<OwnedFd> {
+pub(super) fn duplicate(fd: i32) -> PyResult<OwnedFd> {
     if fd < 0 {
         return Err(PyValueError::new_err(format!("{fd} is no file descriptor")));
     }
@@ -49,6 +51,11 @@ impl Engine {
     #[staticmethod]
     fn null(size: u64) -> Self {
         Self(Arc::new(engine::null::NullEngine::new(size)))
+    }
+
+    #[staticmethod]
+    fn passthrough(device: &Passthrough) -> Self {
+        Self(Arc::new(PassthroughEngine(device.device.clone())))
     }
 
     #[getter]

@@ -6,6 +6,7 @@ mod interrupt;
 mod lu;
 mod memory;
 mod overwrite;
+mod passthrough;
 mod port;
 mod queue;
 mod scan;
@@ -79,6 +80,8 @@ mod dataplane {
     #[pymodule_export]
     use super::overwrite::Overwrite;
     #[pymodule_export]
+    use super::passthrough::{Passthrough, PassthroughLimits};
+    #[pymodule_export]
     use super::port::Port;
     #[pymodule_export]
     use super::queue::{Call, Notifier, Queue};
@@ -106,6 +109,10 @@ mod dataplane {
             ("CLASS_WRITE", crate::gate::CLASS_WRITE),
             ("CLASS_MEDIA", crate::gate::CLASS_MEDIA),
             ("CLASS_ALL", crate::gate::CLASS_ALL),
+            ("RESET_DEVICE", 0),
+            ("RESET_TARGET", 1),
+            ("RESET_BUS", 2),
+            ("RESET_HOST", 3),
             ("KIND_CONTROL", 0),
             ("KIND_EVENT", 1),
             ("KIND_REQUEST", 2),

@@ -200,6 +200,22 @@ impl Cdb {
         })
     }
 
+    /// Makes `cdb`, which this was parsed from, the same command on another range.
+    pub fn set_range(&self, cdb: &mut [u8], lba: u64, count: u64) {
+        let mut set = |(at, bytes): (u8, u8), keep: u8, number: u64| {
+            let (at, bytes) = (usize::from(at), usize::from(bytes));
+            let first = cdb[at] & keep;
+            cdb[at..at + bytes].copy_from_slice(&number.to_be_bytes()[8 - bytes..]);
+            cdb[at] |= first;
+        };
+        // Three bits of the first byte of a 6-byte CDB's LBA are another field; 256 blocks are 0.
+        let six = self.format.len == SIX.len;
+        if self.format.lba.1 > 0 {
+            set(self.format.lba, if six { 0xe0 } else { 0 }, lba);
+        }
+        set(self.format.count, 0, count);
+    }
+
     pub fn flag(&self, mask: u8) -> bool {
         self.flags & mask != 0
     }

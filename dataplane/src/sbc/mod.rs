@@ -5,7 +5,7 @@
 
 mod atomic;
 mod cache;
-mod cdb;
+pub(crate) mod cdb;
 mod compare_and_write;
 mod lba_status;
 mod orwrite;

@@ -22,6 +22,7 @@ use crate::inbox::Inbox;
 use crate::lu::{Lu, Nexus};
 use crate::memory::GuestMemory;
 use crate::notifier::Notifier;
+use crate::passthrough::Passed;
 use crate::port::Port;
 use crate::ring::{self, RingConfig, RingError};
 use crate::sbc::Outcome;
@@ -79,6 +80,8 @@ pub(crate) enum Answer {
     Io(io::Result<u64>),
     /// A pool thread's: a media job ended.
     Job(Outcome),
+    /// A device's: a command that passed to it ended.
+    Passed(Passed),
 }
 
 pub(crate) enum Mail {

@@ -18,6 +18,7 @@ use crate::inbox::{Command, Control, Inbox, Message, Notice};
 use crate::iov::Cursor;
 use crate::memory::{Fault, GuestMemory};
 use crate::notifier::Notifier;
+use crate::passthrough::{Passed, Passthrough};
 use crate::pool::pool;
 use crate::port;
 use crate::ring::RingError;
@@ -886,6 +887,7 @@ impl Thread {
             }
             Answer::Io(result) => self.io_done(slot, result),
             Answer::Job(outcome) => self.outcome(slot, &outcome),
+            Answer::Passed(passed) => self.passed(slot, &passed),
         }
     }
 
@@ -924,6 +926,9 @@ impl Thread {
             // Python executes only what has a logical unit.
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         };
+        if let Some(device) = nexus.lu.engine.passthrough().cloned() {
+            return self.pass(slot, &device);
+        }
         if let Some(turn) = task.turn {
             return self.execute_now(slot, turn);
         }
@@ -982,6 +987,37 @@ impl Thread {
                 });
             }
         }
+    }
+
+    /// Hands a command to a device of the host, which has an order of its own.
+    fn pass(&mut self, slot: u32, device: &Arc<Passthrough>) {
+        let mailbox = self.mailbox.clone();
+        let task = self.tasks.get(slot);
+        task.state = State::Running;
+        let task_ref = TaskRef {
+            slot,
+            generation: task.generation,
+        };
+        let done = move |passed| {
+            mailbox.post(Mail::Answer {
+                task: task_ref,
+                answer: Answer::Passed(passed),
+            });
+        };
+        // SAFETY: the task and its mapping stay until `passed`.
+        unsafe { device.start(task.cdb(), &task.data_out, &task.data_in, done) };
+    }
+
+    fn passed(&mut self, slot: u32, passed: &Passed) {
+        let (out, data_in) = self.tasks.get(slot).moved(passed.transferred);
+        let response = Response {
+            response: passed.response,
+            status: passed.status,
+            sense: &passed.sense,
+            out,
+            data_in,
+        };
+        self.respond(slot, &response);
     }
 
     fn start_io(&mut self, slot: u32, io: Io) {
@@ -1082,11 +1118,7 @@ impl Thread {
         if let Some(nexus) = &task.nexus {
             nexus.lu.errors.note(task.cdb(), outcome);
         }
-        let (out, data_in) = if task.data_in_len > 0 {
-            (0, outcome.transferred.min(task.data_in_len))
-        } else {
-            (outcome.transferred.min(task.data_out_len), 0)
-        };
+        let (out, data_in) = task.moved(outcome.transferred);
         let sense = outcome.sense;
         let response = Response {
             response: wire::S_OK,

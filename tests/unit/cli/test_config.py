@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from vscsi_emu.config import MAX_HBAS, ConfigError, from_arguments, from_file
+from vscsi_emu.inprocess import InProcess
+from vscsi_emu.service import StartError
 
 
 def addresses(*luns: str) -> dict[tuple[int, int], str]:
@@ -177,3 +179,14 @@ def test_too_many_hbas(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"256 .*use at most 255"):
         from_file(write(tmp_path, GOOD + hbas))
+
+
+@pytest.mark.parametrize("name", ["max-sectors", "seg-max", "cmd-per-lun"])
+def test_limits_are_lowered_and_never_raised(name: str) -> None:
+    field = name.replace("-", "_")
+    with InProcess(from_arguments(["mem:1M"], caps={name: 17})) as machine:
+        assert getattr(machine.slots[0].hba.config, field) == 17
+    with pytest.raises(StartError, match=f"{name} 65536 is above"):
+        InProcess(from_arguments(["mem:1M"], caps={name: 65536})).__enter__()
+    with pytest.raises(ConfigError, match="use 1 or more"):
+        from_arguments(["mem:1M"], caps={name: 0})

@@ -86,10 +86,16 @@ class Recorder:
     data_in: bytes = b""
     sense: bytes = b""
     executed: bool = False
+    response: int = 0
     answers: int = field(default=0)
 
     def finish(self, status: int, *, data_in: bytes = b"", sense: bytes = b"") -> None:
         self.status, self.data_in, self.sense = status, data_in, sense
+        self.answers += 1
+        assert self.answers == 1
+
+    def fail(self, response: int) -> None:
+        self.response = response
         self.answers += 1
         assert self.answers == 1
 

@@ -13,6 +13,7 @@ from tests.unit.scsi.harness import (
     bad_list,
     good,
     make_target,
+    make_unit,
     parse_fixed,
     refused,
     send,
@@ -245,3 +246,24 @@ def test_nothing_is_anchored() -> None:
     ]:
         sense = refused(target, command)
         assert (sense.code, sense.pointer) == (Asc.INVALID_FIELD_IN_CDB, (byte, bit))
+
+
+@pytest.mark.parametrize(("pool", "scope"), [(None, 1), (POOL, 2)])
+def test_the_log_page_counts_what_there_is(pool: bytes | None, scope: int) -> None:
+    disk = thin(pool=pool)
+    disk.use(30)
+    usage = disk.unit.provisioning.usage()
+    assert usage.available is not None
+    assert usage.used is not None
+    data = good(disk.target, bytes.fromhex("4d 00 4c 00 00 00 00 00 ff 00"))
+    available, used = (
+        bytes([0, code, 0x23, 8]) + count.to_bytes(4) + bytes([scope, 0, 0, 0])
+        for code, count in ((1, usage.available), (2, usage.used))
+    )
+    assert data == bytes([0x8C, 0, 0, 24]) + available + used
+    assert usage.used > 0
+
+
+def test_the_log_page_of_a_unit_without_a_bound_knows_what_is_used() -> None:
+    data = good(make_target(make_unit()), bytes.fromhex("4d 00 4c 00 00 00 00 00 ff 00"))
+    assert data == bytes.fromhex("8c00000c 00022308 00000000 01000000")

@@ -1,0 +1,467 @@
+"""What runs inside a guest whose host bus adapter is scsi_debug: an HBA that passes commands to it,
+and our own driver as the guest of that. ``python -m tests.guest.passthrough``."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import pytest
+import sgio
+
+from vscsi_emu import _dataplane
+from vscsi_emu.config import from_arguments
+from vscsi_emu.driver.dma import DmaAllocator
+from vscsi_emu.driver.mmio import VirtioMmioBus
+from vscsi_emu.driver.request import Result, every
+from vscsi_emu.driver.virtio_scsi import REQUEST_QUEUE, InFlight, Options, VirtioScsi
+from vscsi_emu.inprocess import InProcess, Slot
+from vscsi_emu.passthrough import PassthroughUnit
+from vscsi_emu.service import StartError
+from vscsi_emu.virtio.scsi import (
+    FUNCTION_COMPLETE,
+    EventType,
+    ResetReason,
+    Response,
+    TmfType,
+)
+
+MIB: Final = 1 << 20
+MEMORY: Final = 24 * MIB
+BLOCK: Final = 512
+BLOCKS: Final = 64 * MIB // BLOCK
+SECONDS: Final = 60.0
+DRIVER: Final = Path("/sys/bus/pseudo/drivers/scsi_debug")
+OPTIONS: Final = Options(obey_limits=False)
+"""An old driver: it does not know what the host takes."""
+
+RECOVERED, TRANSPORT, MEDIUM = 0x08, 0x10, 0x02
+MEDIUM_ERROR_LBA: Final = 0x1234
+
+
+class Machine(NamedTuple):
+    device: VirtioScsi
+    unit: PassthroughUnit
+
+    def command(self, cdb: bytes, data_out: bytes = b"", data_in_length: int = 0) -> Result:
+        return self.device.execute(0, 0, cdb, data_out=data_out, data_in_length=data_in_length)
+
+    def take_attentions(self) -> None:
+        """Until TEST UNIT READY is GOOD."""
+        for _ in range(8):
+            result = self.command(bytes(6))
+            if not result.status:
+                return
+            assert result.sense[2] == 6, show(result)
+
+    def good(self, cdb: bytes, data_out: bytes = b"", data_in_length: int = 0) -> bytes:
+        result = self.command(cdb, data_out, data_in_length)
+        assert (result.response, result.status) == (0, 0), show(result)
+        assert result.residual == 0, show(result)
+        return result.data
+
+    def round_trip(self, lba: int, data: bytes) -> None:
+        blocks = len(data) // BLOCK
+        self.good(struct.pack(">BBQIBB", 0x8A, 0, lba, blocks, 0, 0), data)
+        back = self.good(struct.pack(">BBQIBB", 0x88, 0, lba, blocks, 0, 0), b"", len(data))
+        assert back == data, "other data came back"
+
+
+def show(result: Result) -> str:
+    return (
+        f"response {result.response}, status {result.status:#x}, sense {result.sense.hex()}, "
+        f"residual {result.residual}"
+    )
+
+
+@cache
+def memory() -> _dataplane.GuestMemory:
+    """The same for all: pages are dear in User-Mode Linux."""
+    return _dataplane.GuestMemory.anonymous(MEMORY)
+
+
+@contextmanager
+def passing_to(lun: str, options: Options = OPTIONS) -> Iterator[Machine]:
+    with InProcess(from_arguments([f"0:0={lun}"]), memory=memory()) as machine:
+        (slot,) = machine.slots
+        device = attach(slot, options)
+        unit = next(iter(slot.hba.targets.values())).nexuses[0].unit
+        assert isinstance(unit, PassthroughUnit)
+        found = Machine(device, unit)
+        found.take_attentions()
+        yield found
+
+
+def attach(slot: Slot, options: Options) -> VirtioScsi:
+    allocator = DmaAllocator(MIB, MEMORY - MIB)
+    bus = VirtioMmioBus.find(slot, slot.base, allocator, timeout=SECONDS)
+    assert bus is not None
+    return VirtioScsi(bus, options, timeout=SECONDS)
+
+
+def pattern(length: int, seed: int) -> bytes:
+    """Blocks that each say which one they are."""
+    stamp = struct.Struct(">QQ")
+    blocks = (stamp.pack(seed, at).ljust(BLOCK, b"\xa5") for at in range(length // BLOCK))
+    return b"".join(blocks)
+
+
+# ── Limits ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def limit(kib: int) -> None:
+    """Whatever the limit, the guest is told of it, and commands over it work all the same."""
+    queue = Path("/sys/block/sda/queue")
+    (queue / "max_sectors_kb").write_text(str(kib))
+    with passing_to("sg:/dev/sda") as machine:
+        assert machine.device.config.max_sectors == kib * 2, machine.device.config
+        page = machine.good(bytes([0x12, 1, 0xB0, 0, 64, 0]), b"", 64)
+        most, optimal = struct.unpack_from(">II", page, 8)
+        assert most == kib * 2, page.hex()
+        assert 0 < optimal <= most, page.hex()
+        longest = MIB + 3 * BLOCK if kib < 1024 else 3 * MIB
+        for number, length in enumerate((BLOCK, 100 * BLOCK, longest)):
+            machine.round_trip(number * 5, pattern(length, number))
+        assert machine.unit.device.split == (4 if kib < 64 else 2)
+    queue.joinpath("max_sectors_kb").write_text("1024")
+
+
+def lowered() -> None:
+    """A limit may be lowered, and not raised: the message says what the host gives."""
+    disk = ["0:0=sg:/dev/sda"]
+    caps = {"max-sectors": 64, "seg-max": 8, "cmd-per-lun": 3}
+    with InProcess(from_arguments(disk, caps=caps), memory=memory()) as machine:
+        config = machine.slots[0].hba.config
+        assert (config.max_sectors, config.seg_max, config.cmd_per_lun) == (64, 8, 3)
+    Path("/sys/block/sda/queue/max_sectors_kb").write_text("512")
+    wanted = from_arguments(disk, caps={"max-sectors": 1025})
+    with pytest.raises(StartError, match="above 1024, queue/max_sectors_kb"), InProcess(wanted):
+        pass
+
+
+def huge() -> None:
+    """16 MiB in one command."""
+    with open("/dev/sda", "wb", buffering=0) as disk:
+        for number in range(16):
+            disk.write(pattern(MIB, number))
+    with passing_to("sg:/dev/sda") as machine:
+        back = machine.good(struct.pack(">BBQIBB", 0x88, 0, 0, 2**15, 0, 0), b"", 16 * MIB)
+        for number in range(16):
+            assert back[number * MIB : (number + 1) * MIB] == pattern(MIB, number), number
+
+
+def tiny_segments() -> None:
+    """Segments of a few bytes at odd addresses, where no host's DMA goes."""
+    options = Options(obey_limits=False, framing=every(25), align=1, queue_size=1024)
+    with passing_to("sg:/dev/sda", options) as machine:
+        machine.round_trip(9, pattern(16 * BLOCK, 3))
+        assert machine.unit.device.bounced == 2
+
+
+def nodes() -> None:
+    """Every kind of node moves the same data."""
+    for number, node in enumerate(("/dev/sda", "/dev/sg0", "/dev/bsg/0:0:0:0")):
+        with passing_to(f"sg:{node}") as machine:
+            machine.round_trip(100, pattern(MIB + BLOCK, number))
+            result = machine.command(bytes([0x28, 0, 0xFF, 0, 0, 0, 0, 0, 1, 0]), b"", BLOCK)
+            assert result.sense[2] == 5, show(result)
+
+
+def pool_threads() -> set[str]:
+    tasks = Path("/proc/self/task").iterdir()
+    return {task.name for task in tasks if (task / "comm").read_text().startswith("vscsi-pool")}
+
+
+def many_in_flight() -> None:
+    """Commands run side by side; those that go through an sg node keep no threads waiting."""
+    for node, least, most in (("/dev/sg0", 0, 0), ("/dev/sda", 30, 40)):
+        with passing_to(f"sg:{node}") as machine:
+            machine.round_trip(0, pattern(MIB, 5))
+            before = pool_threads()
+            with slowed(150):
+                began = time.monotonic()
+                items = in_flight(machine, 40)
+                while time.monotonic() - began < 1 and len(pool_threads() - before) < least:
+                    time.sleep(0.01)
+                assert least <= len(pool_threads() - before) <= most, node
+                answers = machine.device.wait_all(items)
+                assert time.monotonic() - began < 10, "one after the other"
+            assert all(answer.status == 0 for answer in answers)
+            data = b"".join(answer.data for answer in answers)
+            assert data == pattern(40 * BLOCK, 5)
+
+
+# ── Errors ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def injected(options: int, every_nth: int = 0) -> Iterator[None]:
+    (DRIVER / "opts").write_text(hex(options))
+    (DRIVER / "every_nth").write_text(str(every_nth))
+    try:
+        yield
+    finally:
+        (DRIVER / "every_nth").write_text("0")
+        (DRIVER / "opts").write_text("0")
+
+
+def on_the_host(cdb: bytes, length: int) -> bytes:
+    """Sense data that the same command gets there."""
+    with open("/dev/sg0", "rb", buffering=0) as node:
+        try:
+            sgio.execute(node, cdb, None, bytearray(length))
+        except sgio.CheckConditionError as error:
+            return bytes(error.sense)
+    return b""
+
+
+def read_10(lba: int, blocks: int) -> bytes:
+    return struct.pack(">BBIBHB", 0x28, 0, lba, 0, blocks, 0)
+
+
+def errors() -> None:
+    """A guest gets the sense data that the host gets."""
+    with passing_to("sg:/dev/sda") as machine:
+        with injected(MEDIUM):
+            read = read_10(MEDIUM_ERROR_LBA, 1)
+            wanted = on_the_host(read, BLOCK)
+            result = machine.command(read, b"", BLOCK)
+            assert (result.response, result.status) == (0, 2), show(result)
+            assert result.sense[: len(wanted)] == wanted, (result.sense.hex(), wanted.hex())
+            assert result.sense[2] & 0xF == 3, show(result)
+            # In one of the pieces that such a command is split into.
+            before = 2 * MIB
+            read = read_10(MEDIUM_ERROR_LBA - before // BLOCK, 4 * MIB // BLOCK)
+            result = machine.command(read, b"", 4 * MIB)
+            assert result.sense[3:7] == MEDIUM_ERROR_LBA.to_bytes(4), show(result)
+            # What scsi_debug has read of a piece that fails it does not give.
+            assert 0 <= result.residual - (4 * MIB - before) < MIB, show(result)
+        for kind, key in ((RECOVERED, 1), (TRANSPORT, 0xB)):
+            with injected(kind, every_nth=1):
+                wanted = on_the_host(read_10(0, 1), BLOCK)
+                result = machine.command(read_10(0, 1), b"", BLOCK)
+                assert (result.response, result.status) == (0, 2), show(result)
+                assert result.sense[: len(wanted)] == wanted, (result.sense.hex(), wanted.hex())
+                assert result.sense[2] & 0xF == key, show(result)
+
+
+def beyond_the_end() -> None:
+    """Nothing of a split write is done when its end is not there."""
+    with passing_to("sg:/dev/sda") as machine:
+        machine.round_trip(BLOCKS - 4096, pattern(2 * MIB, 1))
+        cdb = struct.pack(">BBQIBB", 0x8A, 0, BLOCKS - 4096, 4097 + 4096, 0, 0)
+        result = machine.command(cdb, bytes((4097 + 4096) * BLOCK))
+        assert result.sense[2:3] + result.sense[12:14] == b"\x05\x21\x00", show(result)
+        machine.good(read_10(BLOCKS - 4096, 4096), b"", 2 * MIB)
+        back = machine.good(read_10(BLOCKS - 4096, 4096), b"", 2 * MIB)
+        assert back == pattern(2 * MIB, 1)
+
+
+# ── Filter ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def outcome(machine: Machine, cdb: str) -> str:
+    result = machine.command(bytes.fromhex(cdb))
+    return (result.sense[2:3] + result.sense[12:14]).hex() if result.status else "good"
+
+
+FORMAT_UNIT, TEST_UNIT_READY = "04" + "00" * 5, "00" * 6
+REZERO_UNIT: Final = 0x01
+"""Long obsolete, and still supported by scsi_debug."""
+
+
+def filtered() -> None:
+    """The three levels; what is refused is not in the list of what is supported either."""
+    levels = {
+        "readonly": (FORMAT_UNIT, "5f" + "00" * 9, "2a" + "00" * 9),
+        "safe": (FORMAT_UNIT, "c1" + "00" * 9, "b5" + "00" * 11),
+        "all": (),
+    }
+    for level, cdbs in levels.items():
+        with passing_to(f"sg:/dev/sda,passthrough={level}") as machine:
+            assert outcome(machine, TEST_UNIT_READY) == "good"
+            for refused in cdbs:
+                assert outcome(machine, refused) == "052000", (level, refused)
+            assert machine.unit.table.refused.total() == len(cdbs)
+            cdb = bytes([0xA3, 0x0C, 0, 0, 0, 0, 0, 0, 0x20, 0, 0, 0])
+            listed = machine.command(cdb, b"", 0x2000).data
+            opcodes = {listed[at] for at in range(4, len(listed), 8)}
+            assert (REZERO_UNIT in opcodes) == (level == "all"), (level, opcodes)
+            assert {0x00, 0x28, 0xA0} <= opcodes
+            luns = machine.command(bytes([0xA0, *[0] * 7, 0, 16, 0, 0]), b"", 16).data
+            assert luns == struct.pack(">II8x", 8, 0), luns.hex()
+
+
+def taken() -> None:
+    """A disk that the host uses is refused unless one insists."""
+    with open("/dev/sda", "rb", opener=exclusively):
+        with pytest.raises(StartError, match="force=on"), passing_to("sg:/dev/sda"):
+            pass
+        with passing_to("sg:/dev/sda,force=on"):
+            pass
+
+
+def exclusively(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_EXCL)
+
+
+# ── Task management, hot-plug ──────────────────────────────────────────────────────────────────
+
+
+@contextmanager
+def slowed(jiffies: int) -> Iterator[None]:
+    """Commands on the medium take a while; in jiffies of 10 ms."""
+    delay = DRIVER / "delay"
+    before = delay.read_text()
+    delay.write_text(str(jiffies))
+    try:
+        yield
+    finally:
+        delay.write_text(before)
+
+
+def in_flight(machine: Machine, count: int) -> list[InFlight[Result]]:
+    items = [
+        machine.device.submit(0, 0, read_10(lba, 1), data_in_length=BLOCK) for lba in range(count)
+    ]
+    time.sleep(0.1)
+    return items
+
+
+def task_management() -> None:
+    """A reset reaches the device, and is over when its commands are; to abort one of them there is
+    no way, and the guest is told so."""
+    with passing_to("sg:/dev/sda") as machine, slowed(100):
+        device = machine.device
+        (item,) = in_flight(machine, 1)
+        machine.unit.abort_seconds = 0.2
+        rejected = device.task_management(TmfType.ABORT_TASK, 0, 0, item.tag)
+        assert rejected == Response.FUNCTION_REJECTED, rejected
+        assert device.wait(item).response == Response.ABORTED
+        items = in_flight(machine, 3)
+        assert device.task_management(TmfType.LOGICAL_UNIT_RESET, 0, 0) == FUNCTION_COMPLETE
+        device.reap(REQUEST_QUEUE)
+        assert all(item.done for item in items), "it answered before they were over"
+        assert {device.wait(item).response for item in items} == {Response.RESET}
+        sense = machine.command(bytes(6)).sense
+        assert sense[2:3] + sense[12:14] == b"\x06\x29\x03", sense.hex()
+
+
+def unplugged() -> None:
+    """A disk that goes takes its commands with it; the same disk is known when it comes back."""
+    for node in ("sda", "sg0"):
+        unplug(node)
+
+
+def unplug(node: str) -> None:
+    with passing_to(f"sg:/dev/{node}") as machine:
+        device = machine.device
+        machine.round_trip(0, pattern(BLOCK, 1))
+        with slowed(50):
+            items = in_flight(machine, 3)
+            Path("/sys/bus/scsi/devices/0:0:0:0/delete").write_text("1")
+            answers = device.wait_all(items)
+        ends = {(answer.response, answer.status) for answer in answers}
+        assert ends <= {(Response.OK, 0), (Response.BAD_TARGET, 0)}, ends
+        event = device.next_event(SECONDS)
+        assert event, "no event"
+        assert (event.event, event.reason) == (EventType.TRANSPORT_RESET, ResetReason.REMOVED)
+        sense = machine.command(bytes(6)).sense
+        assert sense[2:3] + sense[12:14] == b"\x05\x25\x00", sense.hex()
+        Path("/sys/class/scsi_host/host0/scan").write_text("- - -")
+        event = device.next_event(SECONDS)
+        assert event, "no event"
+        assert (event.event, event.reason) == (EventType.TRANSPORT_RESET, ResetReason.RESCAN)
+        machine.take_attentions()
+        machine.round_trip(0, pattern(BLOCK, 2))
+
+
+def resized() -> None:
+    """The host notices another capacity, so the guest does."""
+    with passing_to("sg:/dev/sda") as machine:
+        try:
+            (DRIVER / "virtual_gb").write_text("1")
+            Path("/sys/block/sda/device/rescan").write_text("1")
+            event = machine.device.next_event(SECONDS)
+            assert event, "no event"
+            assert (event.event, event.reason) == (EventType.PARAM_CHANGE, 0x2A | 0x09 << 8)
+            sense = machine.command(bytes(6)).sense
+            assert sense[2:3] + sense[12:14] == b"\x06\x2a\x09", sense.hex()
+            last = machine.good(bytes([0x25]).ljust(10, b"\0"), b"", 8)
+            assert struct.unpack(">II", last) == (2**21 - 1, BLOCK)
+            # Pieces of a command are checked against the new end.
+            machine.good(read_10(2**21 - 4096, 4096), b"", 2 * MIB)
+        finally:
+            (DRIVER / "virtual_gb").write_text("0")
+
+
+# ── Other devices ──────────────────────────────────────────────────────────────────────────────
+
+
+def other_types(modules: list[str]) -> None:
+    """What is no disk passes as what it is."""
+    for number, kind in ((1, "tape"), (5, "cd"), (0x0D, "enclosure")):
+        reload(modules, f"ptype={number}")
+        (node,) = Path("/dev").glob("sg[0-9]*")
+        with passing_to(f"sg:{node}") as machine:
+            inquiry = machine.command(bytes([0x12, 0, 0, 0, 36, 0]), b"", 36).data
+            assert inquiry[0] == number, (kind, inquiry.hex())
+            assert inquiry[8:13] == b"Linux", inquiry
+            page = machine.command(bytes([0x12, 1, 0x83, 0, 255, 0]), b"", 255).data
+            assert page[:2] == bytes([number, 0x83]), page.hex()
+
+
+def reload(modules: list[str], *parameters: str) -> None:
+    for _ in range(50):
+        # The thread that reads an sg node closes it after all else is over.
+        if not subprocess.run(["busybox", "rmmod", "scsi_debug"], check=False).returncode:
+            break
+        time.sleep(0.1)
+    subprocess.run(["busybox", "insmod", modules[-1], *parameters], check=True)
+
+
+def main() -> None:
+    modules = sys.argv[1:]
+    checks: dict[str, Callable[[], None]] = {
+        **{f"limit-{kib}": partial(limit, kib) for kib in (4, 64, 1024)},
+        "lowered": lowered,
+        "huge": huge,
+        "tiny_segments": tiny_segments,
+        "nodes": nodes,
+        "many_in_flight": many_in_flight,
+        "errors": errors,
+        "beyond_the_end": beyond_the_end,
+        "filtered": filtered,
+        "taken": taken,
+        "task_management": task_management,
+        "resized": resized,
+        "unplugged": unplugged,
+        "other_types": partial(other_types, modules),
+    }
+    only = os.environ.get("ONLY", "").split()
+    for name, check in checks.items():
+        if only and name not in only:
+            continue
+        print(f"<<< {name}", flush=True)
+        began = time.monotonic()
+        code = 0
+        try:
+            check()
+        except Exception:
+            traceback.print_exc(file=sys.stdout)
+            code = 1
+        print(f"{time.monotonic() - began:.1f} s")
+        print(f">>> {name} {code}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
