@@ -4,6 +4,7 @@ by default), or by the id of their unit.
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import fields
 from importlib.metadata import version
@@ -22,7 +23,7 @@ from vscsi_emu.control.results import (
     PauseState,
     State,
 )
-from vscsi_emu.control.statistics import ServiceStatistics, collect
+from vscsi_emu.control.statistics import ServiceStatistics, collect, sources
 from vscsi_emu.control.trace import MAX_DATA, Tracing
 from vscsi_emu.disk import OperationError
 from vscsi_emu.journal import Kind, TmfRecord
@@ -275,7 +276,8 @@ async def limits_query(context: Context) -> Limits:
 async def stats_query(context: Context, histograms: bool = False) -> ServiceStatistics:
     """What commands cost until now, by LUN and by queue: operations, bytes, percentiles of latency,
     commands in flight, errors, and which gates are closed. `histograms`: with all buckets."""
-    return collect(context.service, histograms=histograms)
+    luns = sources(context.service)
+    return await asyncio.to_thread(collect, luns, histograms=histograms)
 
 
 @method("trace.start")

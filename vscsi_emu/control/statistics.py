@@ -6,14 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.status import Status
 from vscsi_emu.virtio.scsi import Response, show_address
 
 if TYPE_CHECKING:
-    from vscsi_emu.hba import Hba
     from vscsi_emu.service import Service
 
 CLASSES: Final = ("read", "write", "other")
@@ -137,47 +136,59 @@ def class_statistics(latencies: Latencies, moved: int, *, histograms: bool) -> C
     )
 
 
-def collect(service: Service, *, histograms: bool = False) -> ServiceStatistics:
-    """Everything as it is now."""
-    luns: list[LunStatistics] = []
-    queues: list[QueueStatistics] = []
+class Source(NamedTuple):
+    """Where a LUN is counted."""
+
+    hba: str
+    lun: str
+    id: str
+    nexus: _dataplane.Nexus
+
+
+def sources(service: Service) -> list[Source]:
+    """All LUNs that there are. On the service's event loop."""
+    found = []
     for hba in service.hbas:
-        by_queue: dict[int, _Sum] = {}
-        luns += _luns(service, hba, by_queue, histograms)
-        queues += [
-            QueueStatistics(
-                hba=hba.name, queue=index, in_flight=sum.in_flight, **sum.classes(histograms)
-            )
-            for index, sum in sorted(by_queue.items())
-        ]
-    return ServiceStatistics(time=time.monotonic(), luns=luns, queues=queues)
+        for address, unit in hba.luns.items():
+            nexus = hba.nexus(address)
+            assert nexus is not None
+            id = service.disk_of(unit).id
+            found.append(Source(hba.name, show_address(address), id, nexus.data_plane))
+    return found
 
 
-def _luns(
-    service: Service, hba: Hba, by_queue: dict[int, _Sum], histograms: bool
-) -> Iterable[LunStatistics]:
-    """Of an HBA's units; what they count is added to `by_queue`, too."""
-    for address, unit in hba.luns.items():
-        nexus = hba.nexus(address)
-        assert nexus is not None
+def collect(luns: Iterable[Source], *, histograms: bool = False) -> ServiceStatistics:
+    """What they count now. On any thread: there may be a thousand."""
+    shown: list[LunStatistics] = []
+    by_queue: dict[tuple[str, int], _Sum] = {}
+    for source in luns:
         total = _Sum()
-        for index, shard in nexus.data_plane.statistics.items():
+        for index, shard in source.nexus.statistics.items():
             total.add(shard)
-            by_queue.setdefault(index, _Sum()).add(shard)
-        closed = nexus.data_plane.closed
-        yield LunStatistics(
-            hba=hba.name,
-            lun=show_address(address),
-            id=service.disk_of(unit).id,
-            in_flight=total.in_flight,
-            **total.classes(histograms),
-            statuses={status_name(code): count for code, count in sorted(total.statuses.items())},
-            responses={
-                response_name(code): count for code, count in sorted(total.responses.items())
-            },
-            closed=[name for gate, name in _GATES.items() if closed & gate],
-            pending=nexus.data_plane.pending,
+            by_queue.setdefault((source.hba, index), _Sum()).add(shard)
+        shown.append(_lun(source, total, histograms))
+    queues = [
+        QueueStatistics(
+            hba=hba, queue=index, in_flight=total.in_flight, **total.classes(histograms)
         )
+        for (hba, index), total in sorted(by_queue.items())
+    ]
+    return ServiceStatistics(time=time.monotonic(), luns=shown, queues=queues)
+
+
+def _lun(source: Source, total: _Sum, histograms: bool) -> LunStatistics:
+    closed = source.nexus.closed
+    return LunStatistics(
+        hba=source.hba,
+        lun=source.lun,
+        id=source.id,
+        in_flight=total.in_flight,
+        **total.classes(histograms),
+        statuses={status_name(code): count for code, count in sorted(total.statuses.items())},
+        responses={response_name(code): count for code, count in sorted(total.responses.items())},
+        closed=[name for gate, name in _GATES.items() if closed & gate],
+        pending=source.nexus.pending,
+    )
 
 
 def status_name(code: int) -> str:
