@@ -15,6 +15,8 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
         "ctl": "vscsi_emu.cli.ctl",
         "top": "vscsi_emu.cli.top",
         "trace": "vscsi_emu.cli.trace",
+        "replay": "vscsi_emu.cli.replay",
+        "plot": "vscsi_emu.cli.plot",
         "demo": "vscsi_emu.cli.demo",
         "qtest": "vscsi_emu.cli.qtest",
         "devicetree": "vscsi_emu.cli.devicetree",
