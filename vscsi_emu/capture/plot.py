@@ -63,7 +63,11 @@ def draw(commands: Sequence[TracedCommand], path: str | Path, *, title: str = ""
     latency.set_ylabel("latency [µs]")
     latency.set_title(title or f"{len(commands)} commands")
     latency.legend(loc="upper right", fontsize="small")
-    placed = [(seconds[at], lba) for at, (_, lba) in enumerate(classes) if lba is not None]
+    placed = [
+        (seconds[at], lba)
+        for at, (_, lba) in enumerate(classes)
+        if lba is not None and commands[at].data_out_moved + commands[at].data_in_moved
+    ]
     if placed:
         *_, image = heat.hist2d(*zip(*placed, strict=True), bins=_CELLS, cmap="inferno", cmin=1)
         figure.colorbar(image, ax=heat, label="commands")
