@@ -44,6 +44,11 @@ def open_backend(spec: LunSpec, *, name: str) -> Backend:
     """
     backend = backend_class(spec.scheme)(spec, name)
     try:
+        # The cache below the space: what a power failure loses has been counted.
+        if spec.volatile_cache:
+            backend.install_cache()
+        elif spec.tear is not None:
+            raise SpecError(f"{spec}: tear is of a volatile cache; add volatile-cache=on")
         backend.limit_space()
     except OSError as error:
         backend.close()

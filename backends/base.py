@@ -3,28 +3,48 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
+from vscsi_emu import _dataplane
 from vscsi_emu.backends.space import thin_space
 from vscsi_emu.backends.uri import LunSpec, SpecError
 
 if TYPE_CHECKING:
-    from vscsi_emu._dataplane import Engine
+    from vscsi_emu._dataplane import Engine, Inbox, Transfer, VolatileCache
+    from vscsi_emu.scsi.device import Device
     from vscsi_emu.scsi.provisioning import ThinSpace
+
+CACHE_SIZE: Final = 64 << 20
+"""Bytes of memory that a volatile cache takes."""
 
 
 class BackendError(Exception):
     """Storage that cannot be opened; one line that names it and the fix."""
 
 
+class Owner(Protocol):
+    """What a backend that Python answers for is served by."""
+
+    @property
+    def inbox(self) -> Inbox: ...
+    def add_engine(self, handler: Callable[[Transfer], None]) -> int:
+        """A token for `Engine.python`; `handler` gets each of its calls, and must not block."""
+
+    def remove_engine(self, token: int) -> None:
+        """Calls that come all the same fail."""
+
+
 class Backend:
-    """Storage behind one logical unit. A subclass sets `engine` and `name` when it opens."""
+    """Storage behind one logical unit. A subclass sets `name` when it opens, and `engine` then or
+    in `start`."""
 
     KEYS: ClassVar[Mapping[str, str]] = {}
     """Keys of this scheme only, each with a line of help."""
 
     engine: Engine
+    python_device: Device | None = None
+    """Where it is no disk; `engine` is not used then."""
     name: str
     """What the default identity is derived from: the same at every start, unique to the data."""
     thin: ThinSpace | None = None
@@ -34,13 +54,25 @@ class Backend:
     rotation_rate: int = 1
     """MEDIUM ROTATION RATE when the user names none: 1 is a solid state medium (SBC-4 6.6.2)."""
 
+    can_lose_power: ClassVar[bool] = True
+    """Whether a power failure can be played: not where a real device has a power of its own."""
+    cache: VolatileCache | None = None
+    """In front of what was `engine`, where the unit is to lose unflushed writes."""
+
     def __init__(self, spec: LunSpec, name: str) -> None:
+        if spec.volatile_cache and not self.can_lose_power:
+            raise SpecError(
+                f"{spec}: a device has a cache and a power of its own: no volatile-cache"
+            )
         self.spec = spec
         self.name = name
         if spec.block_size is not None:
             self.block_size = spec.block_size
         if spec.rotation_rate is not None:
             self.rotation_rate = spec.rotation_rate
+
+    def start(self, owner: Owner) -> None:
+        """Called once, before the first use of `engine`."""
 
     @property
     def blocks(self) -> int:
@@ -97,8 +129,21 @@ class Backend:
         """`LunSpec.location` of the same storage with `size` bytes."""
         return self.spec.location
 
+    def install_cache(self) -> None:
+        """Puts a volatile cache in front of the storage. What the medium writes whole is a
+        physical block, as initiators assume, unless the user names another size."""
+        tear = self.spec.tear or self.block_size << self.physical_block_exponent
+        self.cache = _dataplane.VolatileCache(self.engine, capacity=CACHE_SIZE, tear=tear)
+        self.engine = self.cache.engine
+
+    def sync(self) -> None:
+        """`flush`, of what a volatile cache holds too. Blocks."""
+        if self.cache is not None:
+            self.engine.flush()
+        self.flush()
+
     def flush(self) -> None:
-        """Makes everything written durable. Blocks: call it off the event loop."""
+        """Makes durable what reached the storage. Blocks: call it off the event loop."""
 
     def close(self) -> None:
         """Gives the storage back. After the last I/O."""

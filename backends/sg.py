@@ -37,6 +37,7 @@ _UNLIMITED: Final = 0xFFFF_FFFF
 class SgBackend(Backend):
     """A disk, tape, changer, CD-ROM or enclosure, by its node, address or name."""
 
+    can_lose_power = False
     KEYS: ClassVar[Mapping[str, str]] = {
         "passthrough": "readonly|safe|all: which commands pass",
         "force": "on|off: serve it although the host uses it",

@@ -52,6 +52,10 @@ class LunSpec:
     lbprz: bool = False
     removable: bool = False
     write_cache: bool = True
+    volatile_cache: bool = False
+    """What was not flushed is lost when the power fails (`power.fail`)."""
+    tear: int | None = None
+    """Bytes that the medium writes whole when the power fails."""
     thin: int | None = None
     """Bytes of space that its blocks may take."""
     pool: str | None = None
@@ -109,6 +113,13 @@ def _physical_block_size(text: str) -> int:
     size = parse_size(text)
     if not 512 <= size <= MAX_PHYSICAL_BLOCK or size & (size - 1):
         raise SpecError(f"{text!r} is not a power of two from 512 to {MAX_PHYSICAL_BLOCK}")
+    return size
+
+
+def _tear(text: str) -> int:
+    size = parse_size(text)
+    if size > MAX_PHYSICAL_BLOCK or size & (size - 1):
+        raise SpecError(f"{text!r} is not a power of two up to {MAX_PHYSICAL_BLOCK}")
     return size
 
 
@@ -197,6 +208,8 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "soft-threshold": _Key("soft_threshold", _percent),
         "removable": _Key("removable", parse_switch, bare="on"),
         "cache": _Key("write_cache", _cache),
+        "volatile-cache": _Key("volatile_cache", parse_switch, bare="on"),
+        "tear": _Key("tear", _tear),
         "queue-depth": _Key("queue_depth", _queue_depth),
         "state": _Key("state", _path),
     }

@@ -108,6 +108,10 @@ class Engine:
     def null(size: int) -> Engine:
         """Reads zeros, forgets writes."""
     @staticmethod
+    def python(inbox: Inbox, token: int, size: int, *, discard: bool = False) -> Engine:
+        """Each call comes to `inbox` as a `Transfer` with this token. `discard`: ranges can be
+        freed, and then read as zeros."""
+    @staticmethod
     def passthrough(device: Passthrough) -> Engine:
         """No bytes but commands: all of them that are not routed to Python pass to `device`. Size
         and policy of such a unit say nothing; give it 512 bytes a block."""
@@ -123,6 +127,8 @@ class Engine:
     @property
     def allocated(self) -> int | None:
         """Bytes of space taken; None where that cannot be told (devices)."""
+    def flush(self) -> None:
+        """What was written is on stable storage on return. Blocks (GIL released). OSError."""
     def thin(self, space: Space) -> Engine:
         """The same, but blocks take space from `space` as they are written, and give it back as
         they are freed. What is allocated now is taken whatever the limit. A write that needs more
@@ -143,6 +149,37 @@ class Space:
         (`rising`) or fewer; at once if they are."""
     def unwatch(self, token: int) -> None:
         """There will be no "done" if there was none yet."""
+
+@final
+class Hostility:
+    """What the rings of queues do wrong (`vscsi_emu.hostile`). Of 100 used elements `chance` are
+    chosen, and for each one of `misdeeds`, as `seed` says; all are honest until it is armed.
+    ValueError for a name that no ring knows."""
+
+    def __new__(
+        cls, misdeeds: list[str], *, seed: int, chance: int = 100, armed: bool = True
+    ) -> Self: ...
+    def arm(self) -> None: ...
+    @property
+    def done(self) -> int:
+        """Misdeeds so far."""
+
+@final
+class VolatileCache:
+    """A write cache in front of `medium` that a power failure can empty; use `engine` in its place.
+
+    It keeps what every call promises: durable writes, and all writes before a flush, survive.
+    `capacity`: bytes of memory; above it the oldest writes go to the medium. `tear`: bytes that
+    the medium writes whole, a power of two. ValueError."""
+
+    def __new__(cls, medium: Engine, *, capacity: int, tear: int) -> Self: ...
+    @property
+    def engine(self) -> Engine: ...
+    def fail(self, seed: int) -> tuple[int, int, int]:
+        """The power goes: how many unflushed writes survived, whole and in part, and how many are
+        lost. Which, follows from `seed` (64 bits). Calls of the engine fail until `power_on`
+        (EAGAIN). Blocks (GIL released). OSError."""
+    def power_on(self) -> None: ...
 
 # ── Devices of the host ────────────────────────────────────────────────────────────────────────
 
@@ -611,12 +648,38 @@ class Notice:
     def text(self) -> str: ...
 
 @final
+class Transfer:
+    """A call of an `Engine.python`: call one of `finish`, `fail`, `refuse`, once, from any thread.
+    A later call does nothing. A dropped handle is an EIO."""
+
+    @property
+    def token(self) -> int: ...
+    @property
+    def kind(self) -> str:
+        """``"read"``, ``"write"``, ``"flush"`` or ``"discard"``."""
+    @property
+    def offset(self) -> int:
+        """In bytes."""
+    @property
+    def length(self) -> int:
+        """In bytes, at most 1 MiB for a read or a write."""
+    @property
+    def data(self) -> bytes:
+        """Of a write."""
+    def finish(self, data: bytes = ...) -> None:
+        """It is done. `data`: `length` bytes for a read, none for others; else it is an error."""
+    def fail(self, errno: int) -> None:
+        """What the error means to an initiator is as for a file."""
+    def refuse(self, key: int, asc: int, ascq: int) -> None:
+        """CHECK CONDITION with this sense."""
+
+@final
 class Inbox:
     """Worker → Python. One a process; the control thread watches `fileno`."""
 
     def __new__(cls) -> Self: ...
     def fileno(self) -> int: ...
-    def take(self, limit: int = 256) -> list[Command | Control | Notice]:
+    def take(self, limit: int = 256) -> list[Command | Control | Notice | Transfer]:
         """What has arrived, oldest first; clears the eventfd. Call again while it is full."""
 
 @final
@@ -751,6 +814,7 @@ class Queue:
         kick_fd: int = ...,
         poll: bool = False,
         big_endian: bool = False,
+        hostility: Hostility | None = None,
     ) -> Self:
         """`desc`, `driver`, `device`: guest addresses of the three ring parts. `features`: the
         negotiated bits (EVENT_IDX, INDIRECT_DESC, VERSION_1, ANY_LAYOUT …). `next_used` None: read
@@ -771,6 +835,8 @@ class Queue:
         """An in-band or register kick."""
     def fail(self, text: str) -> None:
         """Declares the ring broken: it is stopped, and a "broken" Notice says `text`."""
+    def notify(self) -> None:
+        """Notifies the driver, whether or not there is a reason."""
     def push_event(self, token: int, event: bytes) -> None:
         """Event queue: writes `event` into the next buffer. "done" with 1, or 0 for no buffer."""
     def want_event_buffers(self) -> None:

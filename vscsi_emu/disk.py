@@ -7,13 +7,15 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vscsi_emu.backends import BackendError, SpecError
 from vscsi_emu.journal import Kind
 from vscsi_emu.scsi.sense import ScsiError
+from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
+    from vscsi_emu._dataplane import VolatileCache
     from vscsi_emu.backends import Backend
     from vscsi_emu.config import LunConfig
     from vscsi_emu.runtime import Runtime
@@ -28,6 +30,15 @@ class OperationError(Exception):
     def __init__(self, text: str, parameter: str | None = None) -> None:
         super().__init__(text)
         self.parameter = parameter
+
+
+class Losses(NamedTuple):
+    """What became of writes that were not flushed when the power failed."""
+
+    survived: int
+    torn: int
+    """Survived in part."""
+    lost: int
 
 
 class Disk:
@@ -151,6 +162,45 @@ class Disk:
             except ScsiError as error:
                 raise OperationError(f"{self.id}: cannot be flushed") from error
 
+    async def power_fail(self, seed: int) -> Losses:
+        """Power goes and comes back: commands that run end with TRANSPORT FAILURE, what a volatile
+        cache holds is lost as `seed` says, and each nexus has POWER ON OCCURRED to report."""
+        async with self._change():
+            if not self.backend.can_lose_power:
+                raise OperationError(
+                    f"{self.id}: the power of a device of the host is its own", "lun"
+                )
+            if self.unit.overwriting:
+                raise OperationError(f"{self.id}: SANITIZE or FORMAT UNIT is under way")
+            async with self._without_power() as cache:
+                abort = self._runtime.abort(Response.TRANSPORT_FAILURE, lu=self.unit.data_plane)
+                ended = asyncio.ensure_future(abort)
+                try:
+                    losses = Losses(0, 0, 0)
+                    if cache is not None:
+                        losses = Losses(*await asyncio.to_thread(cache.fail, seed))
+                except OSError as error:
+                    raise OperationError(f"{self.id}: {error.strerror}") from None
+                finally:
+                    await ended
+                await self.unit.quiesce()
+                self.unit.power_on()
+            self._note(Kind.LUN_POWER_FAILED, f"lost power: {losses.lost} writes gone")
+            return losses
+
+    @asynccontextmanager
+    async def _without_power(self) -> AsyncIterator[VolatileCache | None]:
+        """Nothing is processed meanwhile."""
+        was_paused, cache = self.unit.paused, self.backend.cache
+        self._pause()
+        try:
+            yield cache
+        finally:
+            if cache is not None:
+                await asyncio.to_thread(cache.power_on)
+            if not was_paused:
+                self._resume()
+
     async def close(self) -> None:
         """Once no HBA has the unit and it is quiet: flushes, and gives the storage back."""
         self.unit.end()
@@ -159,7 +209,7 @@ class Disk:
             if self.unit.paused:
                 self._resume()
             try:
-                await asyncio.to_thread(self.backend.flush)
+                await asyncio.to_thread(self.backend.sync)
             except OSError as error:
                 log.error("%s: cannot be flushed: %s", self.config.spec, error.strerror)
             self.backend.close()

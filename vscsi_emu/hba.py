@@ -54,6 +54,7 @@ from vscsi_emu.virtio.scsi import (
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import Command, Control, GuestMemory, Notifier, Port, Queue
+    from vscsi_emu.hostile import Hostility
     from vscsi_emu.runtime import Runtime
     from vscsi_emu.scsi.nexus import Nexus
     from vscsi_emu.scsi.unit import LogicalUnit
@@ -169,6 +170,8 @@ class Hba:
         """The negotiated ones."""
         self.byte_order: ByteOrder = "<"
         """Of virtio structures; a transport sets it for a legacy big-endian guest."""
+        self.hostility: Hostility | None = None
+        """What queues that start from now on, and answers to their driver, do wrong."""
         self.targets: dict[int, Target] = {}
         self._first_worker = runtime.reserve(queues)
         self._max_sectors, self._seg_max, self._cmd_per_lun = max_sectors, seg_max, cmd_per_lun
@@ -214,6 +217,17 @@ class Hba:
         if unoffered := features & ~int(self.device_features):
             raise FeatureError(f"feature bits {unoffered:#x} were not offered")
         self.features = Feature(features)
+
+    @property
+    def shown_features(self) -> int:
+        """What a driver is told of `device_features`; from a hostile device that may be wrong."""
+        features = int(self.device_features)
+        return self.hostility.features(features) if self.hostility else features
+
+    def show_config(self, offset: int, length: int) -> bytes:
+        """What a driver is told of `read_config`."""
+        data = self.read_config(offset, length)
+        return self.hostility.config(data) if self.hostility else data
 
     @property
     def config(self) -> ScsiConfig:
@@ -267,6 +281,7 @@ class Hba:
         with self._config_lock:
             self._set_config(self._config.after_reset())
         self._events.clear()
+        self.runtime.forget(self.port)
         for target in self.targets.values():
             target.nexus_loss()
 
@@ -314,8 +329,11 @@ class Hba:
             kick_fd=kick_fd,
             poll=poll,
             big_endian=self.byte_order == ">",
+            hostility=self.hostility.ring(index) if self.hostility else None,
         )
         self.runtime.add_queue(queue, self)
+        if self.hostility:
+            self._spawn(self.hostility.storm(queue, lambda: self.runtime.has_queue(queue)))
         if index == EVENT_QUEUE:
             self._events.start(queue, self.byte_order)
         return queue

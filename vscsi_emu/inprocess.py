@@ -7,11 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import select
-import threading
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from vscsi_emu import _dataplane
+from vscsi_emu.control_thread import ControlThread
 from vscsi_emu.service import Service
 from vscsi_emu.transport.mmio import REGION_SIZE, MmioBus, MmioTransport
 from vscsi_emu.virtio.mmio_registers import MODERN
@@ -34,7 +33,6 @@ BASE: Final = 0xFEB0_0000
 """Address of the first device, beyond the RAM that a guest has by default."""
 RAM: Final = 64 << 20
 """Bytes, from address 0."""
-_STOP_SECONDS: Final = 60.0
 
 
 class Slot:
@@ -93,19 +91,10 @@ class InProcess:
         self._service = Service(config, workers=workers, io_uring=io_uring)
         self._version, self._byte_order, self._base = version, byte_order, base
         self._iommu = iommu
-        self._loop: asyncio.AbstractEventLoop | None = None
-        """While it runs."""
-        self._stop = asyncio.Event()
-        self._ready: Future[None] = Future()
-        self._thread = threading.Thread(target=self._run, name="vscsi-control", daemon=True)
+        self._thread = ControlThread(self._serve)
 
     def __enter__(self) -> Self:
         self._thread.start()
-        try:
-            self._ready.result()
-        except BaseException:
-            self._join()
-            raise
         return self
 
     def __exit__(
@@ -114,16 +103,14 @@ class InProcess:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._loop:
-            self._loop.call_soon_threadsafe(self._stop.set)
-        self._join()
+        self._thread.stop()
 
     @property
     def control(self) -> LocalSync:
         """What the monitor can do, for this process: `control.lun_add(luns=[…])` and so on."""
         from vscsi_emu.control.local import LocalSync
 
-        return LocalSync(self, self._service)
+        return LocalSync(self._thread, self._service)
 
     @property
     def service(self) -> Service:
@@ -131,56 +118,28 @@ class InProcess:
         return self._service
 
     def call(self, work: Callable[[], Coroutine[object, object, T]], *, timeout: float = 10.0) -> T:
-        """Runs `work()` on the event loop; its result. `TimeoutError` after `timeout` seconds.
+        """As `ControlThread.call`."""
+        return self._thread.call(work, timeout=timeout)
 
-        `RuntimeError` on the loop's own thread, which would wait for itself: await there.
-        """
-        loop = self._loop
-        if loop is None:
-            raise RuntimeError("the control thread is not running; use `with InProcess(…)`")
-        if threading.current_thread() is self._thread:
-            raise RuntimeError("this is the event loop's own thread; await the coroutine instead")
-        future = asyncio.run_coroutine_threadsafe(work(), loop)
-        try:
-            return future.result(timeout)
-        except TimeoutError:
-            future.cancel()
-            raise
-
-    def _join(self) -> None:
-        self._thread.join(_STOP_SECONDS)
-        if self._thread.is_alive():
-            raise TimeoutError(f"the control thread did not end within {_STOP_SECONDS:g} s")
-
-    def _run(self) -> None:
-        asyncio.run(self._serve())
-
-    async def _serve(self) -> None:
+    async def _serve(self, ready: Callable[[], None], stop: asyncio.Event) -> None:
         transports: list[MmioTransport] = []
-        try:
-            async with self._service as service:
-                try:
-                    for number, hba in enumerate(service.hbas):
-                        transport = MmioTransport(
-                            hba,
-                            self.memory,
-                            version=self._version,
-                            byte_order=self._byte_order,
-                            iommu=self._iommu,
-                        )
-                        transports.append(transport)
-                        base = self._base + number * REGION_SIZE
-                        self.bus.map(base, transport.device)
-                        self.slots += (Slot(self, base, hba, transport),)
-                    self._loop = asyncio.get_running_loop()
-                    self._ready.set_result(None)
-                    await self._stop.wait()
-                finally:
-                    self._loop = None
-                    for slot in self.slots:
-                        self.bus.unmap(slot.base)
-                    await asyncio.gather(*(transport.close() for transport in transports))
-        except BaseException as error:
-            if self._ready.done():
-                raise
-            self._ready.set_exception(error)
+        async with self._service as service:
+            try:
+                for number, hba in enumerate(service.hbas):
+                    transport = MmioTransport(
+                        hba,
+                        self.memory,
+                        version=self._version,
+                        byte_order=self._byte_order,
+                        iommu=self._iommu,
+                    )
+                    transports.append(transport)
+                    base = self._base + number * REGION_SIZE
+                    self.bus.map(base, transport.device)
+                    self.slots += (Slot(self, base, hba, transport),)
+                ready()
+                await stop.wait()
+            finally:
+                for slot in self.slots:
+                    self.bus.unmap(slot.base)
+                await asyncio.gather(*(transport.close() for transport in transports))

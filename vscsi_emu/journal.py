@@ -22,6 +22,7 @@ class Kind(StrEnum):
     LUN_CHANGED = "lun.changed"
     LUN_PAUSED = "lun.paused"
     LUN_RESUMED = "lun.resumed"
+    LUN_POWER_FAILED = "lun.power-failed"
     SESSION_CONNECTED = "session.connected"
     SESSION_DISCONNECTED = "session.disconnected"
     TMF = "tmf"

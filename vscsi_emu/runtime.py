@@ -27,6 +27,7 @@ if TYPE_CHECKING:
         Port,
         Queue,
         Space,
+        Transfer,
         Worker,
     )
 
@@ -64,6 +65,7 @@ class Runtime:
         self._calls: dict[int, asyncio.Future[int]] = {}
         self._reserved = 0
         self._inband: dict[int, Callable[[int], None]] = {}
+        self._engines: dict[int, Callable[[Transfer], None]] = {}
         self._owners: dict[Port, PortOwner] = {}
         self._queues: dict[Queue, PortOwner] = {}
         self._parked: dict[Lu, list[Command]] = {}
@@ -102,6 +104,10 @@ class Runtime:
     def remove_queue(self, queue: Queue) -> None:
         self._queues.pop(queue, None)
 
+    def has_queue(self, queue: Queue) -> bool:
+        """Whether it was started and has not ended."""
+        return queue in self._queues
+
     def add_inband(self, handler: Callable[[int], None]) -> int:
         """A token for `Notifier.inband`; `handler` gets the index of each queue to notify."""
         token = next(self._tokens)
@@ -110,6 +116,16 @@ class Runtime:
 
     def remove_inband(self, token: int) -> None:
         self._inband.pop(token, None)
+
+    def add_engine(self, handler: Callable[[Transfer], None]) -> int:
+        """A token for `Engine.python`; `handler` gets each of its calls, and must not block."""
+        token = next(self._tokens)
+        self._engines[token] = handler
+        return token
+
+    def remove_engine(self, token: int) -> None:
+        """Calls that come all the same fail."""
+        self._engines.pop(token, None)
 
     # ── Calls that end later ───────────────────────────────────────────────────────────────────
 
@@ -210,6 +226,10 @@ class Runtime:
         for command in self._parked.pop(lu, []):
             self._try(command)
 
+    def forget(self, port: Port) -> None:
+        """Its queues are stopped: none of its commands that wait is decided any more."""
+        self._take_parked(port, None, None, None)
+
     def _park(self, command: Command) -> bool:
         if not self._parked:
             return False
@@ -247,16 +267,20 @@ class Runtime:
         if len(entries) == BATCH:
             self._loop.call_soon(self._drain)
 
-    def _try(self, entry: Command | Control | Notice) -> None:
+    def _try(self, entry: Command | Control | Notice | Transfer) -> None:
         try:
             self._dispatch(entry)
         except Exception:
             # One command's mishap: its dropped handle answers FAILURE, the rest goes on.
             log.exception("internal error while handling %s", type(entry).__name__)
 
-    def _dispatch(self, entry: Command | Control | Notice) -> None:
+    def _dispatch(self, entry: Command | Control | Notice | Transfer) -> None:
         if isinstance(entry, _dataplane.Notice):
             self._notice(entry)
+            return
+        if isinstance(entry, _dataplane.Transfer):
+            if handler := self._engines.get(entry.token):
+                handler(entry)
             return
         owner = self._owners.get(entry.port)
         if isinstance(entry, _dataplane.Control):

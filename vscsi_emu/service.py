@@ -21,6 +21,7 @@ from vscsi_emu.config import Config, ConfigError, LunConfig, default_id, place
 from vscsi_emu.disk import Disk, OperationError
 from vscsi_emu.hba import DEFAULTS, Address, Hba, LunBusyError
 from vscsi_emu.runtime import Runtime, usable_cpus
+from vscsi_emu.scsi.device import DeviceUnit
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.store import SavedStateError, StateStore
 from vscsi_emu.scsi.tokens import Tokens
@@ -363,6 +364,7 @@ def logical_unit(backend: Backend, runtime: Runtime, *, tokens: Tokens) -> Logic
     """The logical unit that a backend's options describe. `tokens`: of all units that tokens may
     be carried between. Raises `StartError` for a state file
     that cannot be used."""
+    backend.start(runtime)
     path = backend.state_path
     try:
         store = StateFile(path) if path is not None else None
@@ -381,14 +383,15 @@ def _logical_unit(
         from vscsi_emu.follow import passthrough_unit
 
         return passthrough_unit(runtime, backend)
-    names = {"vendor": spec.vendor, "product": spec.product}
+    if backend.python_device is not None:
+        return DeviceUnit(
+            backend.python_device,
+            _identity(backend, product=backend.python_device.product),
+            quiesce=runtime.quiesce,
+        )
     return LogicalUnit(
         backend.engine,
-        Identity(
-            backend.serial,
-            bytes.fromhex(backend.naa),
-            **{name: text for name, text in names.items() if text is not None},
-        ),
+        _identity(backend),
         block_size=backend.block_size,
         physical_block_exponent=backend.physical_block_exponent,
         read_only=spec.read_only,
@@ -398,13 +401,20 @@ def _logical_unit(
         lbprz=spec.lbprz,
         write_cache=spec.write_cache,
         queue_depth=spec.queue_depth or 0,
-        flush=partial(asyncio.to_thread, backend.flush),
+        flush=partial(asyncio.to_thread, backend.sync),
         quiesce=runtime.quiesce,
         store=store,
         tokens=tokens,
         thin=backend.thin,
         watcher=runtime.watch,
     )
+
+
+def _identity(backend: Backend, **names: str) -> Identity:
+    """`names` are those that the user's take the place of."""
+    given = {"vendor": backend.spec.vendor, "product": backend.spec.product}
+    names |= {name: text for name, text in given.items() if text is not None}
+    return Identity(backend.serial, bytes.fromhex(backend.naa), **names)
 
 
 async def _retire(disk: Disk) -> None:

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use crate::engine::python::Transfer;
 use crate::event::Event;
 use crate::lu::Nexus;
 use crate::memory::Fault;
@@ -80,10 +81,12 @@ pub enum Message {
     Command(Command),
     Control(Control),
     Notice(Notice),
+    Transfer(Transfer),
 }
 
 /// Unbounded by itself: what it holds is bounded by the rings (a task in the inbox keeps its
-/// place in its ring) and by the workers' budget for copied data.
+/// place in its ring), by the workers' budget for copied data, and for transfers by the pool's
+/// threads, each of which waits for one.
 pub struct Inbox {
     messages: Mutex<VecDeque<Message>>,
     event: Event,

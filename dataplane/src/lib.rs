@@ -19,6 +19,7 @@ pub mod passthrough;
 pub mod policy;
 pub mod pool;
 pub mod port;
+mod random;
 pub mod ring;
 pub mod sbc;
 pub mod sense;

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 
@@ -62,7 +63,12 @@ def test_deadline_ends_every_process(kind: str) -> None:
     assert not directory.exists()
 
 
-def test_guest_and_server_die_with_a_killed_test(kind: str, tmp_path: Path) -> None:
+def test_guest_and_server_die_with_a_killed_test(kind: str) -> None:
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        kill_a_test(kind, Path(place))
+
+
+def kill_a_test(kind: str, place: Path) -> None:
     source = f"""
 from tests.guest.conftest import make_guest
 from vscsi_emu.testing import HbaProcess
@@ -74,7 +80,7 @@ with HbaProcess(["mem:16M"]) as hba, make_guest("{kind}", [hba]).start("echo up;
     with subprocess.Popen(
         [sys.executable, "-c", source],
         cwd=Path(__file__).parents[2],
-        env={**os.environ, "TMPDIR": str(tmp_path)},
+        env={**os.environ, "TMPDIR": str(place)},
         stdout=subprocess.PIPE,
         text=True,
     ) as runner:
@@ -83,9 +89,12 @@ with HbaProcess(["mem:16M"]) as hba, make_guest("{kind}", [hba]).start("echo up;
         assert processes_in(Path(directory))
         runner.kill()
     wait_until_gone(Path(directory))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while Path("/proc", server).exists():
         assert time.monotonic() < deadline, "the server still runs"
+        time.sleep(0.05)
+    while left := list(place.iterdir()):
+        assert time.monotonic() < deadline, left
         time.sleep(0.05)
 
 

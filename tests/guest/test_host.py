@@ -73,13 +73,13 @@ WATCHED = """
 scsi_debug dev_size_mb=16
 vscsi_emu devices --watch --json >/tmp/seen &
 watcher=$!
-seen() {{ n=0; until grep -q "$@" /tmp/seen || [ $n -ge 200 ]; do sleep 0.05; n=$((n + 1)); done; }}
+seen() {{ n=0; until grep -q "$@" /tmp/seen || [ $n -ge 600 ]; do sleep 0.05; n=$((n + 1)); done; }}
 seen present
 echo 1 >/sys/bus/pseudo/drivers/scsi_debug/add_host
 seen '"changed".*"block"'
 cd /sys/bus/scsi/devices/1:0:0:0
 echo 2 >/sys/bus/pseudo/drivers/scsi_debug/virtual_gb; echo 1 >rescan
-seen '"size"'
+seen '"changed": *\\[[^]]*"size"'
 cd /; echo 1 >/sys/bus/scsi/devices/1:0:0:0/delete
 seen removed
 kill $watcher

@@ -86,7 +86,7 @@ set +e
 
 READY, FAULTY, GHOST = (
     "active ready running 50",
-    "failed faulty running 0",
+    "failed faulty running",
     "active ghost running 1",
 )
 

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import tempfile
 import zipfile
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
+import yaml
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -79,6 +84,64 @@ def test_wheel_is_importable(wheel: Path, tmp_path: Path) -> None:
     run(*pip, wheel)
     for place in run(sys.executable, "-c", PROBE, cwd=tmp_path, PYTHONPATH=str(tmp_path)).split():
         assert Path(place).is_relative_to(tmp_path)
+
+
+PROJECT = """
+def test_serves(scsi_disk, builtin_guest):
+    disk = scsi_disk("1M", block_size=4096)
+    found = builtin_guest().disks[disk.address]
+    found.write(0, b"x" * 4096)
+    assert found.read(0, 1) == b"x" * 4096
+
+def test_from_the_wheel():
+    import vscsi_emu
+    assert "SITE" in vscsi_emu.__file__
+
+test_again = test_serves
+"""
+
+
+@pytest.fixture
+def installed(wheel: Path, tmp_path: Path) -> Path:
+    """A fresh virtual environment's interpreter: the wheel is installed there."""
+    venv = tmp_path / "venv"
+    run(sys.executable, "-m", "venv", "--without-pip", venv)
+    (site,) = venv.glob("lib/python3.*/site-packages")
+    pip = (sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site))
+    run(*pip, wheel)
+    # What else it needs comes from here. This checkout, installed here as editable, does not: a
+    # path that is listed so runs no .pth files of its own.
+    (site / "dependencies.pth").write_text(sysconfig.get_path("purelib") + "\n")
+    return venv / "bin/python"
+
+
+@pytest.mark.parametrize("wheel", ["checkout"], indirect=True)
+def test_the_pytest_plugin_works_from_the_wheel_in_an_empty_project(
+    installed: Path, tmp_path: Path
+) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    (project / "test_disk.py").write_text(PROJECT.replace("SITE", str(installed.parents[1])))
+    command = (installed, "-m", "pytest", "-n", "2", "-v")
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        report = run(*command, cwd=project, PYTHONPATH="", TMPDIR=place)
+        assert not list(Path(place).glob("vscsi-emu-*"))
+    assert "3 passed" in report
+
+
+@pytest.mark.parametrize("wheel", ["checkout"], indirect=True)
+def test_the_commands_of_the_workflow_example_work(installed: Path, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    shutil.copytree(ROOT / "examples/ci", project)
+    workflow = yaml.safe_load((project / "workflow.yml").read_text())
+    commands = [step["run"] for step in workflow["jobs"]["test"]["steps"] if "run" in step]
+    assert len(commands) == 2
+    for command in commands:
+        assert "sudo" not in command
+        path = f"{installed.parent}:{os.environ['PATH']}"
+        run("bash", "-ec", command, cwd=project, PYTHONPATH="", PATH=path, PIP_NO_INDEX="1")
+    suite = ElementTree.parse(project / "report.xml").getroot()[0].attrib
+    assert (suite["tests"], suite["errors"], suite["failures"]) == ("4", "0", "0")
 
 
 def test_editable_install_is_this_checkout(tmp_path: Path) -> None:

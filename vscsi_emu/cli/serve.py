@@ -106,6 +106,8 @@ def serve(
       physical-block-size=        a multiple of block-size
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
+      volatile-cache              writes are lost by power.fail until they are flushed
+      tear=                       bytes that survive it whole; a physical block by default
       direct=on|off               O_DIRECT (files only)
       passthrough=safe|readonly|all
                                   which commands pass (host devices only)

@@ -12,7 +12,7 @@ from vscsi_emu.disk import OperationError
 
 if TYPE_CHECKING:
     from vscsi_emu.control.trace import Tracing
-    from vscsi_emu.inprocess import InProcess
+    from vscsi_emu.control_thread import ControlThread
     from vscsi_emu.journal import Record
     from vscsi_emu.service import Service
 
@@ -29,16 +29,16 @@ class Local(AsyncFace):
 
 
 class LocalSync(SyncFace):
-    """For other threads of a process whose control thread an `InProcess` runs."""
+    """For the other threads of a process, where a `ControlThread` runs the service."""
 
-    def __init__(self, machine: InProcess, service: Service, *, timeout: float = 60.0) -> None:
+    def __init__(self, thread: ControlThread, service: Service, *, timeout: float = 60.0) -> None:
         """`TimeoutError` for a call that takes more than `timeout` seconds."""
-        self._machine = machine
+        self._thread = thread
         self._local = Local(service)
         self._timeout = timeout
 
     def invoke(self, method: Method[Any, Any], params: dict[str, Any]) -> Any:
-        return self._machine.call(lambda: self._local.invoke(method, params), timeout=self._timeout)
+        return self._thread.call(lambda: self._local.invoke(method, params), timeout=self._timeout)
 
 
 def _watch_instead(_wanted: Callable[[Record], bool]) -> None:

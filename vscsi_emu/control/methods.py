@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import secrets
 from dataclasses import fields
 from importlib.metadata import version
 from types import MappingProxyType
@@ -17,15 +18,19 @@ from vscsi_emu.control.results import (
     AddedLun,
     HbaLimits,
     HbaState,
+    HostileState,
     Limits,
     LunLimits,
+    LunLosses,
     LunState,
     PauseState,
+    PowerFailure,
     State,
 )
 from vscsi_emu.control.statistics import ServiceStatistics, collect, sources
 from vscsi_emu.control.trace import MAX_DATA, Tracing
 from vscsi_emu.disk import OperationError
+from vscsi_emu.hostile import Hostility
 from vscsi_emu.journal import Kind, TmfRecord
 from vscsi_emu.virtio.scsi import show_address
 
@@ -238,6 +243,85 @@ async def lun_flush(context: Context, lun: str, hba: str | None = None) -> None:
     await context.disk(lun, hba).flush()
 
 
+# ── Power ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@method("power.fail")
+async def power_fail(
+    context: Context,
+    lun: list[str] | None = None,
+    hba: str | None = None,
+    seed: int | None = None,
+) -> PowerFailure:
+    """The power of these LUNs, or of all but devices of the host, fails and is back. Of what a
+    volatile cache (`volatile-cache=on`) holds, writes survive, are torn, or are lost, in any order,
+    by `seed`; a new one is drawn by default. Commands that run end with TRANSPORT FAILURE; the next
+    ones report POWER ON OCCURRED."""
+    if seed is None:
+        seed = secrets.randbits(32)
+    if not 0 <= seed < 1 << 64:
+        raise OperationError(f"seed {seed} is not within 64 bits", "seed")
+    disks = [disk for disk in context.service.disks.values() if disk.backend.can_lose_power]
+    if lun is not None:
+        disks = list(dict.fromkeys(context.disk(name, hba) for name in lun))
+    losses = await asyncio.gather(*(disk.power_fail(seed) for disk in disks))
+    return PowerFailure(
+        seed=seed,
+        luns=[
+            LunLosses(id=disk.id, **loss._asdict())
+            for disk, loss in zip(disks, losses, strict=True)
+        ],
+    )
+
+
+# ── Hostile devices ───────────────────────────────────────────────────────────────────────────
+
+
+@method("hostile.set")
+async def hostile_set(
+    context: Context,
+    names: list[str],
+    hba: str | None = None,
+    seed: int = 0,
+    chance: int = 100,
+    armed: bool = True,
+) -> None:
+    """An HBA misbehaves towards the driver that comes next, in the ways that docs/hostile-device.md
+    names; without names it is honest again. Of 100 used elements `chance` are chosen, by `seed`.
+    With `armed` off it waits for `hostile.arm`."""
+    port = context.hba(hba)
+    try:
+        chosen = Hostility(names, seed=seed, chance=chance, armed=armed)
+    except ValueError as error:
+        raise OperationError(str(error)) from None
+    port.hostility = chosen if chosen.names else None
+
+
+@method("hostile.arm")
+async def hostile_arm(context: Context, hba: str | None = None) -> None:
+    """From now on an HBA does what `hostile.set` chose."""
+    _hostility(context, hba).arm()
+
+
+@method("hostile.query")
+async def hostile_query(context: Context, hba: str | None = None) -> HostileState:
+    """What an HBA does wrong, and how often it did."""
+    hostility = _hostility(context, hba)
+    return HostileState(
+        names=list(hostility.names),
+        seed=hostility.seed,
+        armed=hostility.armed,
+        done=hostility.done,
+    )
+
+
+def _hostility(context: Context, hba: str | None) -> Hostility:
+    port = context.hba(hba)
+    if port.hostility is None:
+        raise OperationError(f"{port.name} is honest; choose by hostile.set", "hba")
+    return port.hostility
+
+
 # ── Watching ───────────────────────────────────────────────────────────────────────────────────
 
 
@@ -339,6 +423,7 @@ EventKind = Literal[
     "lun.changed",
     "lun.paused",
     "lun.resumed",
+    "lun.power-failed",
     "session.connected",
     "session.disconnected",
     "tmf",

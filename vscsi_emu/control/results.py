@@ -72,6 +72,36 @@ class PauseState:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LunLosses:
+    """What became of the writes that a unit's volatile cache held when the power failed."""
+
+    id: str
+    survived: int
+    torn: int
+    """Survived in part."""
+    lost: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PowerFailure:
+    """A power failure; the same seed does the same to the same writes."""
+
+    seed: int
+    luns: list[LunLosses]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostileState:
+    """An HBA that misbehaves."""
+
+    names: list[str]
+    seed: int
+    armed: bool
+    done: int
+    """Misdeeds so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class LunLimits:
     """Of one unit, as its Block Limits VPD page says (SBC-5), in blocks unless the name says
     otherwise; 0 is no limit, for the last three: not supported."""

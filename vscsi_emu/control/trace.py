@@ -14,7 +14,6 @@ from vscsi_emu.control.statistics import response_name, status_name
 from vscsi_emu.virtio.scsi import decode_lun, show_address
 
 if TYPE_CHECKING:
-    from vscsi_emu.inprocess import InProcess
     from vscsi_emu.scsi.unit import LogicalUnit
     from vscsi_emu.service import Service
 
@@ -151,21 +150,20 @@ class Tracing:
 class Recent:
     """The last commands of the HBAs of this process, cheap enough to be always on in tests.
 
-    with InProcess(config) as machine, Recent(machine) as recent:
+    with InProcess(config) as machine, Recent(machine.service) as recent:
         …
         print(*recent(20), sep="\\n")
     """
 
-    def __init__(self, machine: InProcess, *, keep: int = 256, data_bytes: int = 0) -> None:
-        """`keep`: commands of each worker."""
-        self._machine = machine
+    def __init__(self, service: Service, *, keep: int = 256, data_bytes: int = 0) -> None:
+        """`keep`: commands of each worker. `service` must be running when this is entered."""
+        self._service = service
         self._keep = keep
         self._data_bytes = data_bytes
 
     def __enter__(self) -> Self:
-        service = self._machine.service
         self._tracing = Tracing(
-            service, capacity=self._keep, data_bytes=self._data_bytes, keep_newest=True
+            self._service, capacity=self._keep, data_bytes=self._data_bytes, keep_newest=True
         )
         return self
 

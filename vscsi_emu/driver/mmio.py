@@ -167,7 +167,12 @@ class VirtioMmioBus:
             nonlocal data
             before = self._read(Register.CONFIG_GENERATION)
             data = self._read_fields(fields)
-            return self._read(Register.CONFIG_GENERATION) == before
+            again = self._read_fields(fields)
+            if self._read(Register.CONFIG_GENERATION) != before:
+                return False
+            if again != data:
+                raise MmioError("the configuration space changes within a generation")
+            return True
 
         self._until(read, "a configuration space that does not change")
         return data

@@ -9,11 +9,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Final, Generic, TypeVar
 
 from vscsi_emu.driver.bus import Bus
 from vscsi_emu.driver.queue import BufferQueue, Ticket
-from vscsi_emu.driver.request import RESPONSE_FIXED, Framing, Request, Result, separate
+from vscsi_emu.driver.request import RESPONSE_FIXED, AnswerError, Framing, Request, Result, separate
 from vscsi_emu.driver.vring import RingFull, RingLayout, SplitRing
 from vscsi_emu.virtio import config as scsi_config
 from vscsi_emu.virtio.config import ScsiConfig
@@ -47,6 +48,19 @@ KNOWN: Final = (
     | Feature.SCSI_CHANGE
     | Feature.SCSI_INOUT
 )
+
+_USABLE: Final = MappingProxyType(
+    {
+        "num_queues": (1, 0x10000 - REQUEST_QUEUE),
+        "seg_max": (1, 0xFFFFFFFF),
+        "max_sectors": (1, 0xFFFFFFFF),
+        "cmd_per_lun": (1, 0xFFFFFFFF),
+        "event_info_size": (0, 4096),
+        "sense_size": (0, 4096),
+        "cdb_size": (scsi_config.MIN_CDB_SIZE, 4096),
+    }
+)
+"""Least and most of each number in configuration space that this driver works with."""
 
 T = TypeVar("T")
 
@@ -132,6 +146,8 @@ class VirtioScsi:
                 self.bus.set_status(status)
                 if not self.bus.status() & Status.FEATURES_OK:
                     raise ProbeError(f"the device refused features {self.features!r}")
+            if self.bus.device_features() & self.features != self.features:
+                raise ProbeError("the device offers other features than before")
             self._configure()
             self._find_queues()
         except BaseException:
@@ -148,6 +164,14 @@ class VirtioScsi:
             if size is not None:
                 self.bus.write_config(offset, size.to_bytes(4, "little"))
         self.config = ScsiConfig.unpack(self.bus.read_config(0, scsi_config.SIZE))
+        self._check_config()
+
+    def _check_config(self) -> None:
+        """Buffers and loops follow from these numbers, and the device may be hostile."""
+        for name, (low, high) in _USABLE.items():
+            value = getattr(self.config, name)
+            if not low <= value <= high:
+                raise ProbeError(f"the device's {name} {value} is not within {low} to {high}")
 
     def _find_queues(self) -> None:
         requests = self.config.num_queues
@@ -338,7 +362,8 @@ class VirtioScsi:
             for queue in ready:
                 self.queues[queue].ring.disable_notifications()
                 self.reap(queue)
-            if left <= 0 and not ready and not condition():
+            # However often the device notifies: only answers end the wait.
+            if left <= 0 and not condition():
                 raise TimeoutError(f"no {what} in time")
 
     def _add(self, queue: int, readable: Sequence[bytes], writable: Sequence[int]) -> Ticket:
@@ -369,7 +394,7 @@ class VirtioScsi:
     def submit_task_management(self, function: int, lun: bytes, tag: int = 0) -> InFlight[int]:
         """Starts one, for `lun` as its 8-byte field."""
         request = TmfRequest(function, lun, tag).pack()
-        return self._control(request, 1, lun, lambda reply: reply[0])
+        return self._control(request, 1, lun, _tmf_response)
 
     def query_async(self, target: int, lun: int, events: int) -> AsyncReply:
         """Which of these asynchronous events the unit can report (VIRTIO_SCSI_T_AN_QUERY)."""
@@ -400,8 +425,10 @@ class VirtioScsi:
         while not self._events:
             left = deadline - time.monotonic()
             ring = self.queues[EVENT_QUEUE].ring
-            if not ring.enable_notifications() and not self.bus.wait([EVENT_QUEUE], left):
-                return None
+            if not ring.enable_notifications():
+                notified = self.bus.wait([EVENT_QUEUE], max(left, 0.0))
+                if not notified or (left <= 0 and not ring.enable_notifications()):
+                    return None
             tickets = self.reap(EVENT_QUEUE)
             self._events += [Event.unpack(t.reply) for t in tickets]
             self._fill_events(len(tickets))
@@ -415,3 +442,9 @@ class VirtioScsi:
             self.queues[EVENT_QUEUE].add([], [size])
         if count:
             self.publish(EVENT_QUEUE)
+
+
+def _tmf_response(reply: bytes) -> int:
+    if not reply:
+        raise AnswerError("a task management function was answered by no byte")
+    return reply[0]

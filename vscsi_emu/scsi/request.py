@@ -43,7 +43,8 @@ class Reply:
             self.nexus.unit.errors.note(error)
         descriptor = self.nexus is not None and self.nexus.unit.descriptor_sense
         self.given = True
-        self._command.finish(Status.CHECK_CONDITION, sense=error.sense(descriptor=descriptor))
+        sense = error.sense(descriptor=descriptor)
+        self._command.finish(Status.CHECK_CONDITION, data_in=error.data, sense=sense)
 
     def conflict(self) -> None:
         """A reservation of another nexus excludes the command."""

@@ -7,6 +7,7 @@ exceptions that SPC-4 calls compatible reservation handling), and persistent res
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final
 
@@ -160,6 +161,11 @@ class Reservations:
         """Logical unit reset: persistent reservations stay."""
         self.reserved_by = None
         self._unit.update_gates()
+
+    def power_on(self) -> None:
+        """Power was lost: of persistent reservations those with APTPL stay (SPC-6 5.14)."""
+        self.state = replace(self.state, generation=0) if self.state.aptpl else State()
+        self.reset()
 
     def _compatible(self, nexus: Nexus) -> bool:
         """CRH: who has the access anyhow gets GOOD, and nothing changes (SPC-4 5.13.3)."""

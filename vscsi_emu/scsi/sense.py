@@ -22,6 +22,7 @@ class SenseKey(IntEnum):
     BLANK_CHECK = 0x8
     COPY_ABORTED = 0xA
     ABORTED_COMMAND = 0xB
+    VOLUME_OVERFLOW = 0xD
     MISCOMPARE = 0xE
 
 
@@ -104,12 +105,13 @@ class ScsiError(Exception):
     the most significant wrong bit in it; `in_cdb` says whether in the CDB or the parameter list.
     `progress`: of NOT READY, in parts of 65536.
     `deferred`: the error of an earlier command, whose status was GOOD.
+    `data`: data-in of the command all the same. `code` may be any ASC and ASCQ.
     """
 
     def __init__(
         self,
         key: SenseKey,
-        code: Asc,
+        code: int,
         *,
         field: int | None = None,
         bit: int | None = None,
@@ -117,8 +119,10 @@ class ScsiError(Exception):
         information: int | None = None,
         deferred: bool = False,
         progress: int | None = None,
+        data: bytes = b"",
     ) -> None:
-        super().__init__(f"{key.name} {code.name}")
+        known = code in Asc.__members__.values()
+        super().__init__(f"{key.name} {Asc(code).name if known else f'{code:04X}h'}")
         self.key = key
         self.code = code
         self.field = field
@@ -127,6 +131,7 @@ class ScsiError(Exception):
         self.information = information
         self.deferred = deferred
         self.progress = progress
+        self.data = data
 
     def sense(self, *, descriptor: bool) -> bytes:
         """Sense data in descriptor or fixed format."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from importlib.metadata import entry_points
 from typing import Final
 
 from vscsi_emu.scsi.cdb import (
@@ -68,13 +69,83 @@ def _service_action(cdb: bytes) -> int | None:
     return cdb[1] & SERVICE_ACTION_MASK if len(cdb) > 1 else 0
 
 
-@cache
-def command_table(features: Feature) -> CommandTable:
-    """What a direct access block device with `features` supports."""
+# ── Commands from outside ──────────────────────────────────────────────────────────────────────
+
+GROUP: Final = "vscsi_emu.commands"
+"""Entry points of other packages, each a `CommandType` that disks have besides ours."""
+
+_added: Final[list[CommandType]] = []
+
+
+def add_command(entry: CommandType) -> Callable[[], None]:
+    """Gives all disks that are opened from now on a command more; call what is returned to take it
+    back. `ValueError` for one that cannot be."""
+    _check(entry, [*_ours(), *_installed(), *_added])
+    _added.append(entry)
+    _forget_tables()
+
+    def remove() -> None:
+        _added.remove(entry)
+        _forget_tables()
+
+    return remove
+
+
+def _check(entry: CommandType, others: Iterable[CommandType]) -> None:
+    if entry.handler is None:
+        raise ValueError(f"{entry.name} has no handler: the data plane knows its own commands only")
+    if (entry.opcode in SERVICE_ACTION_OPCODES) != (entry.service_action is not None):
+        raise ValueError(
+            f"{entry.name}: operation code {entry.opcode:#04x} "
+            f"{'needs a' if entry.service_action is None else 'has no'} service action"
+        )
+    for other in others:
+        if (other.opcode, other.service_action) == (entry.opcode, entry.service_action):
+            raise ValueError(f"{entry.name} has the operation code of {other.name}")
+
+
+def _forget_tables() -> None:
+    for table in (command_table, well_known_table, absent_table):
+        table.cache_clear()
+
+
+def _ours() -> tuple[CommandType, ...]:
     # The handlers themselves report from the table.
     from vscsi_emu.scsi.commands import ALL
 
-    supported = (entry.for_features(features) for entry in ALL)
+    return ALL
+
+
+@cache
+def _installed() -> tuple[CommandType, ...]:
+    """A package whose command cannot be is an error of the installation: `ValueError`."""
+    found: list[CommandType] = []
+    for point in entry_points(group=GROUP):
+        entry = point.load()
+        if not isinstance(entry, CommandType):
+            raise TypeError(f"entry point {GROUP}:{point.name} is no CommandType")
+        _check(entry, [*_ours(), *found])
+        found.append(entry)
+    return tuple(found)
+
+
+# ── Tables ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@cache
+def command_table(features: Feature) -> CommandTable:
+    """What a direct access block device with `features` supports."""
+    supported = (entry.for_features(features) for entry in [*_ours(), *_installed(), *_added])
+    return CommandTable(entry for entry in supported if entry is not None)
+
+
+def device_table(features: Feature, own: Iterable[CommandType]) -> CommandTable:
+    """What a device of another kind supports: its `own` commands, and those of SPC that devices of
+    any type here have, where it has none in their place."""
+    from vscsi_emu.scsi.commands import PRIMARY
+
+    # Later ones take the place of earlier ones.
+    supported = (entry.for_features(features) for entry in [*PRIMARY, *own])
     return CommandTable(entry for entry in supported if entry is not None)
 
 

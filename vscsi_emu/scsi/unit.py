@@ -19,6 +19,7 @@ from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.overwriting import Failure, Overwriting
+from vscsi_emu.scsi.peripheral import Peripheral
 from vscsi_emu.scsi.persistent import NexusId
 from vscsi_emu.scsi.port_groups import PortGroups
 from vscsi_emu.scsi.priorities import Priorities
@@ -80,6 +81,7 @@ class LogicalUnit:
     - `tokens`: of the copy manager that the unit belongs to; by default it has its own.
     - `store` keeps what must outlive the process; without it, nothing does.
     - `commands`: what it supports; by default what SBC-5 says of a unit with these features.
+    - `peripheral`: its device type, where those `commands` are of another one.
     """
 
     def __init__(
@@ -104,6 +106,7 @@ class LogicalUnit:
         tokens: Tokens | None = None,
         thin: ThinSpace | None = None,
         watcher: Watcher = no_watcher,
+        peripheral: Peripheral = Peripheral.DIRECT_ACCESS,
     ) -> None:
         if rotation_rate not in (0, 1) and not 0x401 <= rotation_rate <= 0xFFFE:
             raise ValueError(f"rotation rate {rotation_rate} is not 0, 1 or 1025 to 65534")
@@ -123,6 +126,7 @@ class LogicalUnit:
             saved=store is not None,
         )
         self.commands: Final[CommandTable] = commands or command_table(self.features)
+        self.peripheral: Final = peripheral
         self.readiness: Final = Readiness()
         self._store = store
         saved = store.load(_FAILURE) if store is not None else None
@@ -297,6 +301,20 @@ class LogicalUnit:
 
     def reset(self) -> None:
         """Logical unit reset (SAM-6), once its commands are aborted."""
+        self._begin_anew()
+        self.reservations.reset()
+        self._publish()
+        self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
+
+    def power_on(self) -> None:
+        """After a power cycle, once its commands are gone: what is not saved is as at first."""
+        self._begin_anew()
+        self.tokens.cancel(self)  # the data they stand for may be lost
+        self.reservations.power_on()
+        self._publish()
+        self.establish(Asc.POWER_ON_OCCURRED)
+
+    def _begin_anew(self) -> None:
         self.self_tests.abort()
         self.mode_pages.reset()
         self.readiness.reset()
@@ -304,11 +322,8 @@ class LogicalUnit:
             nexus.prevents_removal = False
             nexus.forget_copies()
             nexus.data_plane.clear_aca()
-        self.reservations.reset()
         self.priorities.clear()
         self.provisioning.update()
-        self._publish()
-        self.establish(Asc.BUS_DEVICE_RESET_FUNCTION_OCCURRED)
 
     def resize(self, blocks: int) -> None:
         """A new capacity, in logical blocks, within what the engine holds."""

@@ -59,6 +59,10 @@ def _pages(context: PageContext) -> Mapping[int, Callable[[], bytes]]:
         DEVICE_IDENTIFICATION: lambda: (
             b"".join(unit_designators(unit)) + _port_designators(target) + _port_group(target)
         ),
+    }
+    if unit.peripheral is not Peripheral.DIRECT_ACCESS:
+        return MappingProxyType(pages)
+    pages |= {
         EXTENDED_INQUIRY: lambda: _EXTENDED_INQUIRY_BODY,
         MODE_PAGE_POLICY: lambda: _MODE_PAGE_POLICY_BODY,
         POWER_CONDITION: lambda: _POWER_CONDITION_BODY,

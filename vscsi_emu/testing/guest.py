@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,8 +14,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
+from vscsi_emu.leftovers import Leftovers
+
 from .errors import GuestError, GuestTimeout, tail
-from .process import DeadMansSwitch
 
 _POLL_SECONDS = 0.02
 _KILL_SECONDS = 10.0
@@ -72,17 +71,17 @@ class GuestRun:
     """A guest that is running its script. A context manager: leaving it kills the guest."""
 
     def __init__(
-        self, name: str, directory: Path, launch: Launch, output: BinaryIO, timeout: float
+        self, name: str, leftovers: Leftovers, launch: Launch, output: BinaryIO, timeout: float
     ) -> None:
         self._name = name
-        self._directory = directory
+        self._leftovers = leftovers
         self._timeout = timeout
         self._over = False
         self._deadline = time.monotonic() + timeout
-        with (directory / "console").open("wb") as console:
+        with (self.directory / "console").open("wb") as console:
             self._process = subprocess.Popen(
                 launch.command,
-                cwd=directory,
+                cwd=self.directory,
                 env={**os.environ, **launch.environment},
                 stdin=subprocess.DEVNULL,
                 stdout=console,
@@ -90,12 +89,12 @@ class GuestRun:
                 pass_fds=[output.fileno()],
                 start_new_session=True,
             )
-        self._switch = DeadMansSwitch(self._process.pid)
+        leftovers.add_group(self._process.pid)
 
     @property
     def directory(self) -> Path:
         """Its files, until the context is left, and the working directory of its processes."""
-        return self._directory
+        return self._leftovers.directory
 
     @property
     def output(self) -> str:
@@ -142,7 +141,6 @@ class GuestRun:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait(_KILL_SECONDS)
-        self._switch.disarm()
         self._over = True
 
     def __enter__(self) -> GuestRun:
@@ -155,7 +153,7 @@ class GuestRun:
         trace: TracebackType | None,
     ) -> None:
         self.kill()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        self._leftovers.clean()
 
     def _ended(self) -> bool:
         if self._process.poll() is not None:
@@ -170,7 +168,7 @@ class GuestRun:
 
     def _read(self, name: str) -> str:
         try:
-            return (self._directory / name).read_text(errors="replace")
+            return (self.directory / name).read_text(errors="replace")
         except FileNotFoundError:
             return ""
 
@@ -197,13 +195,13 @@ class LinuxGuest(ABC):
     def start(self, script: str, timeout: float = 120.0) -> GuestRun:
         """As `run`, without waiting; leave the returned object's context to clean up."""
         self.require()
-        directory = Path(tempfile.mkdtemp(prefix=f"vscsi-emu-{self.name}-"))
+        leftovers = Leftovers(f"vscsi-emu-{self.name}")
         try:
-            with (directory / "output").open("wb") as output:
-                launch = self._prepare(directory, PRELUDE + script, output.fileno())
-                return GuestRun(self.name, directory, launch, output, timeout)
+            with (leftovers.directory / "output").open("wb") as output:
+                launch = self._prepare(leftovers.directory, PRELUDE + script, output.fileno())
+                return GuestRun(self.name, leftovers, launch, output, timeout)
         except BaseException:
-            shutil.rmtree(directory, ignore_errors=True)
+            leftovers.clean()
             raise
 
     @abstractmethod

@@ -6,15 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from vscsi_emu.leftovers import Leftovers
+
 from .errors import ServerError, tail
-from .process import DeadMansSwitch
 
 PROGRAM = "vscsi-emu"
 START_SECONDS = 15.0
@@ -39,8 +39,9 @@ class HbaProcess:
         config: str | None = None,
         arguments: Sequence[str] = (),
     ) -> None:
-        self._directory = Path(tempfile.mkdtemp(prefix="vscsi-emu-hba-"))
         names = ["hba.sock"] if config is None else _socket_names(config)
+        self._leftovers = Leftovers("vscsi-emu-hba")
+        self._directory = self._leftovers.directory
         self.sockets = [self._directory / name for name in names]
         """Where its HBAs listen."""
         command = [str(program()), "serve"]
@@ -60,15 +61,14 @@ class HbaProcess:
                     stderr=log,
                     start_new_session=True,
                 )
-            self._switch = DeadMansSwitch(self._process.pid)
+            self._leftovers.add_group(self._process.pid)
             try:
                 self._await_socket()
             except BaseException:
                 self._kill()
-                self._switch.disarm()
                 raise
         except BaseException:
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._leftovers.clean()
             raise
 
     @property
@@ -117,8 +117,7 @@ class HbaProcess:
             if error is not None and self.log:
                 error.add_note(f"{PROGRAM} serve said\n{tail(self.log)}")
         finally:
-            self._switch.disarm()
-            shutil.rmtree(self._directory, ignore_errors=True)
+            self._leftovers.clean()
 
     def _await_socket(self) -> None:
         deadline = time.monotonic() + START_SECONDS

@@ -38,13 +38,21 @@ class UmlGuest(LinuxGuest):
     """Debian's ``user-mode-linux`` with the host's root file system, read-only: that keeps
     accidents from the host, not a script that means harm and remounts it.
 
-    `sockets` are the vhost-user sockets of the HBAs it finds, in this order.
+    `sockets` are the vhost-user sockets of the HBAs it finds, in this order; `modules` further ones
+    of the kernel's to load (``raid1``, ``st``).
     """
 
     name = "uml"
 
-    def __init__(self, sockets: Sequence[Path] = (), *, memory_mib: int = 384) -> None:
+    def __init__(
+        self,
+        sockets: Sequence[Path] = (),
+        *,
+        modules: Sequence[str] = (),
+        memory_mib: int = 384,
+    ) -> None:
         self._sockets = [Path(socket).absolute() for socket in sockets]
+        self._modules = (*MODULES, *modules)
         self._memory_mib = memory_mib
 
     def require(self) -> None:
@@ -54,7 +62,7 @@ class UmlGuest(LinuxGuest):
 
     def _prepare(self, directory: Path, script: str, output: int) -> Launch:
         kernel, busybox = _kernel(), _busybox()
-        modules = load_order(module_directory(MODULE_TREE), MODULES)
+        modules = load_order(module_directory(MODULE_TREE), self._modules)
         # scan=sync: loading the HBA's driver returns when its logical units are known.
         load = "\n".join(
             f"{busybox} insmod {path}{' scan=sync' if path.stem == 'scsi_mod' else ''}"

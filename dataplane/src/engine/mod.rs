@@ -11,12 +11,14 @@ pub mod memory;
 pub mod null;
 mod pages;
 mod probe;
+pub mod python;
 pub mod space;
 #[cfg(test)]
 pub(crate) mod testing;
 #[cfg(test)]
 mod tests;
 pub mod thin;
+pub mod volatile;
 pub mod watched;
 
 use std::io;

@@ -1,3 +1,4 @@
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 
@@ -7,7 +8,10 @@ use pyo3::types::PyBytes;
 use super::lu::Nexus;
 use super::port::Port;
 use super::queue::Queue;
+use crate::engine::python::{self, Refused};
+use crate::engine::IoKind;
 use crate::inbox;
+use crate::sense::SenseInfo;
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
 pub struct Command(inbox::Command);
@@ -191,6 +195,57 @@ impl Notice {
 }
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
+pub struct Transfer(python::Transfer);
+
+#[pymethods]
+impl Transfer {
+    #[getter]
+    fn token(&self) -> u64 {
+        self.0.token
+    }
+
+    #[getter]
+    fn kind(&self) -> &'static str {
+        match self.0.kind {
+            IoKind::Read => "read",
+            IoKind::Write => "write",
+            IoKind::Flush => "flush",
+            IoKind::Discard => "discard",
+            IoKind::Zero | IoKind::Prefetch | IoKind::Mark => unreachable!("never sent"),
+        }
+    }
+
+    #[getter]
+    fn offset(&self) -> u64 {
+        self.0.offset
+    }
+
+    #[getter]
+    fn length(&self) -> u64 {
+        self.0.len
+    }
+
+    #[getter]
+    fn data<'py>(&self, py: Python<'py>) -> Bound<'py, PyBytes> {
+        PyBytes::new(py, &self.0.data)
+    }
+
+    #[pyo3(signature = (data=Vec::new()))]
+    fn finish(&self, data: Vec<u8>) {
+        self.0.answer(Ok(data));
+    }
+
+    fn fail(&self, errno: i32) {
+        self.0.answer(Err(io::Error::from_raw_os_error(errno)));
+    }
+
+    fn refuse(&self, key: u8, asc: u8, ascq: u8) {
+        let info = SenseInfo::new(key, u16::from_be_bytes([asc, ascq]));
+        self.0.answer(Err(io::Error::other(Refused(info))));
+    }
+}
+
+#[pyclass(frozen, module = "vscsi_emu._dataplane")]
 pub struct Inbox(pub Arc<inbox::Inbox>);
 
 #[pymethods]
@@ -218,6 +273,9 @@ impl Inbox {
                         Bound::new(py, Control(control))?.into_any()
                     }
                     inbox::Message::Notice(notice) => Bound::new(py, Notice(notice))?.into_any(),
+                    inbox::Message::Transfer(transfer) => {
+                        Bound::new(py, Transfer(transfer))?.into_any()
+                    }
                 })
             })
             .collect()

@@ -7,6 +7,7 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::by_identity;
+use super::inbox::Inbox;
 use super::passthrough::Passthrough;
 use super::space::Space;
 use super::stats::Statistics;
@@ -25,7 +26,7 @@ pub(super) fn duplicate(fd: i32) -> PyResult<OwnedFd> {
 }
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
-pub struct Engine(Arc<dyn engine::Engine>);
+pub struct Engine(pub(super) Arc<dyn engine::Engine>);
 
 #[pymethods]
 impl Engine {
@@ -54,6 +55,15 @@ impl Engine {
     }
 
     #[staticmethod]
+    #[pyo3(signature = (inbox, token, size, *, discard=false))]
+    fn python(inbox: &Inbox, token: u64, size: u64, discard: bool) -> Self {
+        let inbox = inbox.0.clone();
+        Self(Arc::new(engine::python::PythonEngine::new(
+            inbox, token, size, discard,
+        )))
+    }
+
+    #[staticmethod]
     fn passthrough(device: &Passthrough) -> Self {
         Self(Arc::new(PassthroughEngine(device.device.clone())))
     }
@@ -76,6 +86,17 @@ impl Engine {
     #[getter]
     fn allocated(&self) -> Option<u64> {
         self.0.allocated()
+    }
+
+    fn flush(&self, py: Python<'_>) -> PyResult<()> {
+        let flush = engine::Io {
+            kind: engine::IoKind::Flush,
+            offset: 0,
+            len: self.0.size(),
+            durable: true,
+        };
+        py.detach(|| self.0.run(&flush, &[]))?;
+        Ok(())
     }
 
     fn thin(&self, space: &Space) -> PyResult<Self> {

@@ -1,6 +1,7 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
 mod copy;
+mod hostile;
 mod inbox;
 mod interrupt;
 mod lu;
@@ -13,6 +14,7 @@ mod scan;
 mod space;
 mod stats;
 mod trace;
+mod volatile;
 mod worker;
 
 use pyo3::create_exception;
@@ -70,7 +72,9 @@ mod dataplane {
     #[pymodule_export]
     use super::copy::{Copy, Watch};
     #[pymodule_export]
-    use super::inbox::{Command, Control, Inbox, Notice};
+    use super::hostile::Hostility;
+    #[pymodule_export]
+    use super::inbox::{Command, Control, Inbox, Notice, Transfer};
     #[pymodule_export]
     use super::interrupt::Interrupt;
     #[pymodule_export]
@@ -93,6 +97,8 @@ mod dataplane {
     use super::stats::Statistics;
     #[pymodule_export]
     use super::trace::{Trace, TraceRecord};
+    #[pymodule_export]
+    use super::volatile::VolatileCache;
     #[pymodule_export]
     use super::worker::Worker;
     #[pymodule_export]

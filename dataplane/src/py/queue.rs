@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 
+use super::hostile::Hostility;
 use super::interrupt::Interrupt;
 use super::memory::GuestMemory;
 use super::port::Port;
@@ -111,7 +112,7 @@ impl Queue {
     #[pyo3(signature = (
         worker, port, memory, *, index, kind, size, desc, driver, device, features,
         next_avail=0, next_used=None, enabled=true, notifier=None, kick_fd=-1, poll=false,
-        big_endian=false,
+        big_endian=false, hostility=None,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
@@ -132,6 +133,7 @@ impl Queue {
         kick_fd: i32,
         poll: bool,
         big_endian: bool,
+        hostility: Option<&Hostility>,
     ) -> PyResult<Self> {
         let kind = match kind {
             0 => Kind::Control,
@@ -158,6 +160,7 @@ impl Queue {
             notifier: notifier.map_or(Ok(notifier::Notifier::None), Notifier::take)?,
             kick: kick(kick_fd)?,
             poll,
+            hostility: hostility.map(|hostility| hostility.0.clone()),
         };
         QueueRef::start(&worker.0, port.0.clone(), memory.0.clone(), config)
             .map(Self)
@@ -199,6 +202,10 @@ impl Queue {
 
     fn fail(&self, text: String) {
         self.0.fail(text);
+    }
+
+    fn notify(&self) {
+        self.0.notify();
     }
 
     fn push_event(&self, token: u64, event: Vec<u8>) {

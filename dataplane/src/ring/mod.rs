@@ -4,6 +4,7 @@ mod areas;
 pub mod driver;
 mod endian;
 mod error;
+pub mod hostile;
 mod split;
 #[cfg(test)]
 mod tests;
@@ -92,6 +93,10 @@ pub trait Ring: Send {
     /// Gives back the chain of `head` with `len` bytes written; the driver sees it on `publish`.
     /// Never a miss: what cannot be written now is kept for `publish`.
     fn push_used(&mut self, head: u16, len: u32) -> Result<(), RingError>;
+
+    /// Moves the used index as if that many elements had been pushed, modulo 2^16. No device may;
+    /// see [`hostile`].
+    fn skip_used(&mut self, by: u16);
 
     /// Shows the driver all that was pushed; true: it wants a notification for that.
     fn publish(&mut self) -> Result<bool, RingError>;

@@ -205,6 +205,10 @@ impl<E: Endian> Ring for SplitRing<E> {
         Ok(())
     }
 
+    fn skip_used(&mut self, by: u16) {
+        self.next_used = self.next_used.wrapping_add(by);
+    }
+
     fn publish(&mut self) -> Result<bool, RingError> {
         self.refresh()?;
         let (old, new) = (self.published, self.next_used);

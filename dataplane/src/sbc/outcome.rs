@@ -5,6 +5,7 @@ use std::io;
 use libc::iovec;
 
 use crate::engine::marked::MarkedBad;
+use crate::engine::python::Refused;
 use crate::engine::space::SpaceSoon;
 use crate::engine::{AlignedBuffer, Engine, Io, IoKind, Partial, CHUNK};
 use crate::policy::LunPolicy;
@@ -73,6 +74,9 @@ impl Outcome {
 pub fn failed(policy: &LunPolicy, io: &Io, error: &io::Error) -> Outcome {
     let (done, error) = Partial::split(error);
     let transferred = done.filter(|_| io.moves_data()).unwrap_or(0);
+    if let Some(Refused(info)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
+        return Outcome::check(policy, info, transferred);
+    }
     let info = match error.raw_os_error() {
         Some(libc::EAGAIN | libc::ENOMEM | libc::EINTR) => return Outcome::busy(),
         Some(libc::ENOSPC | libc::EDQUOT) => SPACE_ALLOCATION_FAILED,

@@ -24,6 +24,7 @@ use crate::memory::GuestMemory;
 use crate::notifier::Notifier;
 use crate::passthrough::Passed;
 use crate::port::Port;
+use crate::ring::hostile::{HostileRing, Hostility};
 use crate::ring::{self, RingConfig, RingError};
 use crate::sbc::Outcome;
 use crate::task::{Ending, TaskRef};
@@ -98,6 +99,9 @@ pub(crate) enum Mail {
         queue: u64,
     },
     /// What a parked queue waited for is mapped.
+    Notify {
+        queue: u64,
+    },
     Unpark {
         queue: u64,
     },
@@ -287,6 +291,8 @@ pub struct QueueConfig {
     pub notifier: Notifier,
     pub kick: Option<Kick>,
     pub poll: bool,
+    /// The queue misbehaves towards its driver.
+    pub hostility: Option<Arc<Hostility>>,
 }
 
 /// A started queue, to steer it from outside its worker.
@@ -314,7 +320,10 @@ impl QueueRef {
             kind: config.kind,
         };
         let size = usize::from(config.ring.size);
-        let ring = ring::open(memory.clone(), config.ring, config.big_endian)?;
+        let mut ring = ring::open(memory.clone(), config.ring, config.big_endian)?;
+        if let Some(hostility) = config.hostility {
+            ring = Box::new(HostileRing::new(ring, hostility, config.ring.size));
+        }
         let run = queue::Run {
             handle: queue.clone(),
             port,
@@ -380,6 +389,11 @@ impl QueueRef {
             queue: self.id,
             text,
         });
+    }
+
+    /// Notifies the driver, whether or not there is a reason.
+    pub fn notify(&self) {
+        self.mailbox.post(Mail::Notify { queue: self.id });
     }
 
     pub fn push_event(&self, token: u64, event: Vec<u8>) {

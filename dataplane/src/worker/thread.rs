@@ -468,6 +468,12 @@ impl Thread {
                     self.mark_ready(key);
                 }
             }
+            Mail::Notify { queue } => {
+                let key = self.keys.get(&queue).copied();
+                if let Some(queue) = key.and_then(|key| self.queues[key].as_ref()) {
+                    queue.notifier.notify(&self.inbox, queue.handle.index);
+                }
+            }
             Mail::Unpark { queue } => self.unpark(queue),
             Mail::Fail { queue, text } => {
                 if let Some((key, _)) = self.named(queue) {

@@ -116,6 +116,7 @@ impl Bench {
             notifier: Notifier::None,
             kick: None,
             poll: true,
+            hostility: None,
         };
         let queue = QueueRef::start(&worker, port.clone(), memory.clone(), config).unwrap();
         Self {

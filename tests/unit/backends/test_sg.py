@@ -14,6 +14,7 @@ from vscsi_emu.backends.uri import parse_lun
     [
         ("passthrough=most", "none of readonly, safe, all"),
         ("passthrough=safe,ro", "contradict"),
+        ("volatile-cache", "a power of its own"),
         ("force=yes", "force: 'yes' is neither on nor off"),
     ],
 )

@@ -248,7 +248,7 @@ def _while_working(driver: VirtioScsi, arguments: list[str]) -> str:
 
 def test_the_last_commands_are_there_for_a_failure_report() -> None:
     config = from_arguments(["0:0=mem:1M"])
-    with InProcess(config, workers=1) as machine, Recent(machine, keep=8) as recent:
+    with InProcess(config, workers=1) as machine, Recent(machine.service, keep=8) as recent:
         slot = machine.slots[0]
         allocator = DmaAllocator(0, 16 << 20)
         driver = VirtioScsi(VirtioMmioBus(slot, slot.base, allocator, MODERN), timeout=TIMEOUT)

@@ -725,6 +725,21 @@ def test_nothing_is_saved_without_aptpl() -> None:
     assert not store.sections
 
 
+@pytest.mark.parametrize("aptpl", [False, True])
+def test_a_power_failure_keeps_what_persists_and_forgets_the_rest(aptpl: bool) -> None:
+    unit = make_unit(store=MemoryStore())
+    a, stranger = cluster(2, unit)
+    ok(pr_out(a, REGISTER, 0, 0xA, flags=0x01 if aptpl else 0))
+    ok(pr_out(a, RESERVE, 0xA, kind=WE))
+    unit.power_on()
+    for target in (a, stranger):
+        assert sense_of(send(target, bytes(6))).code == Asc.POWER_ON_OCCURRED
+    assert keys(a) == (0, [0xA] if aptpl else [])
+    if aptpl:
+        conflict(send(stranger, WRITE_10))
+    assert bool(closed(stranger)) == aptpl
+
+
 def test_what_cannot_be_saved_does_not_happen() -> None:
     store = MemoryStore()
     a, b = cluster(2, make_unit(store=store))

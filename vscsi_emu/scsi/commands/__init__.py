@@ -1,5 +1,7 @@
 """Every command, one module a family. A new declaration in a family is in the table by itself."""
 
+from collections.abc import Iterable
+from types import ModuleType
 from typing import Final
 
 from vscsi_emu.scsi.cdb import CommandType
@@ -55,9 +57,18 @@ _FAMILIES: Final = (
     token,
 )
 
-ALL: Final = tuple(
-    entry
-    for family in _FAMILIES
-    for entry in vars(family).values()
-    if isinstance(entry, CommandType)
-)
+_PRIMARY: Final = (inquiry, persistent, report, reserve, sense)
+"""Families that do not depend on the peripheral device type."""
+
+
+def _declared(families: Iterable[ModuleType]) -> tuple[CommandType, ...]:
+    return tuple(
+        entry
+        for family in families
+        for entry in vars(family).values()
+        if isinstance(entry, CommandType)
+    )
+
+
+ALL: Final = _declared(_FAMILIES)
+PRIMARY: Final = _declared(_PRIMARY)

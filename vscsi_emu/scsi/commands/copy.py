@@ -130,7 +130,7 @@ def _unit(request: Request, nexuses: list[Nexus | None], index: int, allowed: Al
     return nexus
 
 
-def _aborted(code: Asc) -> ScsiError:
+def _aborted(code: int) -> ScsiError:
     return ScsiError(SenseKey.COPY_ABORTED, code)
 
 

@@ -23,11 +23,11 @@ _TPGS: Final = 0x30
 """Asymmetric access is managed both implicitly and explicitly."""
 _3PC: Final = 0x08
 _CMDQUE: Final = 0x02
-_VERSION_DESCRIPTORS: Final = (
+_VERSION_DESCRIPTORS: Final[tuple[int, ...]] = (
     0x00A0,  # SAM-5
     0x0460,  # SPC-4
-    0x04C0,  # SBC-3
 )
+_SBC_3: Final = 0x04C0
 _SIZE: Final = 96
 _LAYOUT: Final = struct.Struct(">8B8s16s4s22x8H22x")
 assert _LAYOUT.size == _SIZE
@@ -63,26 +63,29 @@ def _peripheral(request: Request) -> Peripheral:
     if (nexus := request.target.find(request.lun)) is not None:
         # SPC-4 5.16.2.4.5.
         unavailable = nexus.access_state is AccessState.UNAVAILABLE
-        return Peripheral.UNAVAILABLE if unavailable else Peripheral.DIRECT_ACCESS
+        return Peripheral.UNAVAILABLE if unavailable else nexus.unit.peripheral
     return Peripheral.WELL_KNOWN if request.lun == REPORT_LUNS_WLUN else Peripheral.ABSENT
 
 
 def _standard(request: Request, peripheral: Peripheral) -> bytes:
     nexus = request.target.find(request.lun)
-    names, rmb, normaca = _TARGET_NAMES, 0, 0
+    names, rmb, normaca, ports, versions = _TARGET_NAMES, 0, 0, 0, _VERSION_DESCRIPTORS
+    if nexus is None or nexus.unit.peripheral is Peripheral.DIRECT_ACCESS:
+        versions += (_SBC_3,)
     if nexus is not None:
+        ports = _TPGS | _3PC if nexus.unit.peripheral is Peripheral.DIRECT_ACCESS else 0
         rmb = _RMB if nexus.unit.removable else 0
         normaca = _NORMACA
         identity = nexus.unit.identity
         names = (identity.vendor_field, identity.product_field, identity.revision_field)
-    descriptors = (*_VERSION_DESCRIPTORS, *(0,) * (8 - len(_VERSION_DESCRIPTORS)))
+    descriptors = (*versions, *(0,) * (8 - len(versions)))
     return _LAYOUT.pack(
         peripheral,
         rmb,
         _SPC_4,
         normaca | _HISUP | _RESPONSE_DATA_FORMAT,
         _SIZE - 5,
-        _TPGS | _3PC if nexus is not None else 0,
+        ports,
         0,
         _CMDQUE,
         *names,

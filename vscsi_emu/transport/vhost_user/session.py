@@ -185,7 +185,7 @@ class Session:
     # taken) and returns the message's own reply, if it has one.
 
     async def _get_features(self, _payload: vu.Empty, _packet: vu.Packet) -> vu.U64:
-        features = self._hba.device_features
+        features = self._hba.shown_features
         if self._protocol and ProtocolFeature.BACKEND_REQ not in self._protocol:
             features &= ~Feature.ACCESS_PLATFORM
         return vu.U64(features | vu.F_PROTOCOL_FEATURES)
@@ -332,7 +332,7 @@ class Session:
     async def _get_config(
         self, payload: vu.ConfigSpace, _packet: vu.Packet
     ) -> vu.ConfigSpace | vu.Empty:
-        data = self._hba.read_config(payload.offset, len(payload.data))
+        data = self._hba.show_config(payload.offset, len(payload.data))
         if len(data) < len(payload.data):
             log.warning(
                 "%s: GET_CONFIG: %d bytes at %d reach past the end",
