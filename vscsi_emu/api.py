@@ -182,6 +182,11 @@ class Hba:
         return LocalSync(self._thread, self._hba.service)
 
     @property
+    def service(self) -> Service:
+        """All of it, for what `call` runs. `RuntimeError` where it is not entered."""
+        return self._hba.service
+
+    @property
     def journal(self) -> Journal:
         """What happens to it, for what `call` runs."""
         return self._hba.service.journal

@@ -49,6 +49,7 @@ fn main() {
         notifier: Notifier::None,
         kick: None,
         poll: true,
+        hostility: None,
     };
     let _queue = QueueRef::start(&worker, port, memory.clone(), queue).unwrap();
 
