@@ -496,10 +496,110 @@ class Nexus:
     def pending(self) -> int:
         """Commands of this nexus in the inbox or with Python, not yet decided."""
     @property
+    def statistics(self) -> dict[int, Statistics]:
+        """What its commands cost until now, by index of the queue that they came from."""
+    @property
     def faulted(self) -> bool:
         """Whether the ACA condition in effect is this nexus's."""
     def clear_aca(self) -> bool:
         """Clears it: waiting commands go on. Whether there was one of this nexus."""
+
+@final
+class Statistics:
+    """Counted since the nexus was made. Where there are three they are of reads, of writes and of
+    all other commands, by their routes."""
+
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def bytes(self) -> tuple[int, int, int]:
+        """Data moved, either way."""
+    @property
+    def latencies(
+        self,
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
+        """(longest latency, commands) of each bucket with any, in nanoseconds, from where a command
+        is taken from its queue to where its response is written. A bucket is 64 ns wide, or at
+        most 1/16 of what it counts; the last one ends at 68 s and counts what is longer, too."""
+    @property
+    def statuses(self) -> list[tuple[int, int]]:
+        """(SAM status other than GOOD, commands)."""
+    @property
+    def responses(self) -> list[tuple[int, int]]:
+        """(VIRTIO_SCSI_S_* other than OK, commands)."""
+
+@final
+class TraceRecord:
+    """A command as it ended."""
+
+    @property
+    def time(self) -> int:
+        """When its response was written: CLOCK_MONOTONIC in nanoseconds."""
+    @property
+    def nanoseconds(self) -> int:
+        """From where it was taken from its queue until then."""
+    @property
+    def port(self) -> Port: ...
+    @property
+    def queue(self) -> int:
+        """Index of its queue."""
+    @property
+    def lun(self) -> bytes:
+        """The request's 8-byte lun field."""
+    @property
+    def tag(self) -> int: ...
+    @property
+    def task_attribute(self) -> int: ...
+    @property
+    def cdb(self) -> bytes:
+        """`cdb_size` bytes, at least 16."""
+    @property
+    def data_out_length(self) -> int:
+        """Bytes of the buffer."""
+    @property
+    def data_in_length(self) -> int: ...
+    @property
+    def data_out_moved(self) -> int:
+        """Bytes that the command moved."""
+    @property
+    def data_in_moved(self) -> int: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def response(self) -> int: ...
+    @property
+    def sense(self) -> bytes: ...
+    @property
+    def data(self) -> bytes:
+        """The first bytes of what was moved."""
+
+@final
+class Trace:
+    """Records of the commands that end, for `Worker.trace`; at most `capacity` a worker."""
+
+    def __new__(
+        cls,
+        capacity: int,
+        *,
+        units: Sequence[Lu] = ...,
+        opcodes: Sequence[int] = ...,
+        errors: bool = False,
+        min_nanoseconds: int = 0,
+        data_bytes: int = 0,
+        keep_newest: bool = False,
+    ) -> Self:
+        """Records are of these units and operation codes, with `errors` of commands that did not
+        end with response OK and status GOOD, and took at least so long; all by default. Each has
+        the first `data_bytes` of its data. When there is no room new records are lost, or
+        (`keep_newest`) old ones. `capacity` and `data_bytes` are at most 1048576."""
+    def take(self) -> list[TraceRecord]:
+        """Removes what there is, in order of time."""
+    def peek(self) -> list[TraceRecord]:
+        """The same, without removing it."""
+    def take_lost(self) -> int:
+        """Records that were lost since the last call."""
+    def end(self) -> None:
+        """No more records."""
 
 @final
 class Port:
@@ -683,6 +783,8 @@ class Worker:
         """After `GuestMemory.iotlb_invalidate`: says "done" when no ring and no command, here or
         with Python, uses a translation of these I/O addresses found before; `value`: commands
         that did."""
+    def trace(self, trace: Trace) -> None:
+        """Soon `trace` gets records of the commands that end here, until it is ended."""
     def stop(self) -> None:
         """Ends the thread: drains engines, drops queues. Blocks (GIL released)."""
 

@@ -182,7 +182,7 @@ class Hba:
 
     @property
     def service(self) -> Service:
-        """The server that it is, for what `call` runs."""
+        """All of it, for what `call` runs. `RuntimeError` where it is not entered."""
         return self._hba.service
 
     def call(self, work: Callable[[], Coroutine[object, object, T]], *, timeout: float = 10.0) -> T:

@@ -31,6 +31,7 @@ from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, 
 from vscsi_emu.virtio.scsi import show_address
 
 if TYPE_CHECKING:
+    from vscsi_emu._dataplane import Trace
     from vscsi_emu.backends import Backend, LunSpec
     from vscsi_emu.config import HbaConfig
     from vscsi_emu.faults.installed import FaultSet
@@ -217,6 +218,11 @@ class Service:
     def journal(self) -> Journal:
         """What happens here."""
         return self._runtime.journal
+
+    def trace(self, trace: Trace) -> None:
+        """Has all workers feed a trace, until it is ended."""
+        for worker in self._runtime.workers:
+            worker.trace(trace)
 
     @property
     def faults(self) -> FaultSet:

@@ -81,6 +81,8 @@ pub struct Task {
     pub generation: u32,
     /// Key of its queue in the worker.
     pub queue: usize,
+    /// When it was taken ([`Clock::ticks`](crate::clock::Clock::ticks)).
+    pub taken: u64,
     pub chain: Chain,
     pub header: CmdReq,
     pub cdb: [u8; MAX_CDB],
@@ -125,6 +127,7 @@ impl Task {
             state: State::Free,
             generation: 0,
             queue: 0,
+            taken: 0,
             chain: Chain::default(),
             header: CmdReq::default(),
             cdb: [0; MAX_CDB],

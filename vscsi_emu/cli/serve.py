@@ -59,6 +59,7 @@ class _BackendProgram(click.Command):
 @click.option("--seg-max", type=int, help="Most segments of a request, likewise.")
 @click.option("--cmd-per-lun", type=int, help="Most commands in flight of a disk, likewise.")
 @click.option("--monitor", metavar="PATH", help="Listen there for `vscsi-emu ctl`.")
+@click.option("--metrics", metavar="[HOST:]PORT", help="Serve Prometheus's GET /metrics there.")
 @click.option("--print-capabilities", is_flag=True, help="Print them as JSON and exit.")
 @click.option("-v", "--verbose", count=True, help="Log every vhost-user message.")
 @click.option("-q", "--quiet", count=True, help="Log warnings only; -qq: errors only.")
@@ -76,6 +77,7 @@ def serve(
     seg_max: int | None,
     cmd_per_lun: int | None,
     monitor: str | None,
+    metrics: str | None,
     print_capabilities: bool,
     verbose: int,
     quiet: int,
@@ -166,14 +168,19 @@ def serve(
                 access_platform=access_platform,
                 caps=caps,
             )
-        run(wanted, workers=workers, io_uring=io_uring, beside=_beside(monitor))
+        run(wanted, workers=workers, io_uring=io_uring, beside=_beside(monitor, metrics))
     except (ConfigError, StartError) as error:
         raise click.ClickException(str(error)) from None
 
 
-def _beside(monitor: str | None) -> list[Beside]:
-    if monitor is None:
-        return []
-    from vscsi_emu.control.server import Monitor
+def _beside(monitor: str | None, metrics: str | None) -> list[Beside]:
+    found: list[Beside] = []
+    if monitor is not None:
+        from vscsi_emu.control.server import Monitor
 
-    return [partial(Monitor, path=monitor)]
+        found.append(partial(Monitor, path=monitor))
+    if metrics is not None:
+        from vscsi_emu.control.metrics import Metrics
+
+        found.append(partial(Metrics, address=metrics))
+    return found

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from vscsi_emu.control.decode import opcodes
 from vscsi_emu.control.method import Method, method
 from vscsi_emu.control.results import (
     AddedLun,
@@ -27,6 +28,8 @@ from vscsi_emu.control.results import (
     PowerFailure,
     State,
 )
+from vscsi_emu.control.statistics import ServiceStatistics, collect, sources
+from vscsi_emu.control.trace import MAX_DATA, Tracing
 from vscsi_emu.disk import OperationError
 from vscsi_emu.faults import Fault, FaultError
 from vscsi_emu.faults.vocabulary import Distribution, Function, KindName
@@ -492,6 +495,58 @@ async def limits_query(context: Context) -> Limits:
             for disk in units
         ],
     )
+
+
+@method("stats.query")
+async def stats_query(context: Context, histograms: bool = False) -> ServiceStatistics:
+    """What commands cost until now, by LUN and by queue: operations, bytes, percentiles of latency,
+    commands in flight, errors, and which gates are closed. `histograms`: with all buckets."""
+    luns = sources(context.service)
+    return await asyncio.to_thread(collect, luns, histograms=histograms)
+
+
+@method("trace.start")
+async def trace_start(
+    context: Context,
+    lun: list[str] | None = None,
+    hba: str | None = None,
+    opcode: list[str | int] | None = None,
+    errors: bool = False,
+    min_latency: float = 0.0,
+    data_bytes: int = 0,
+) -> None:
+    """From now on this connection gets notifications `trace`: the commands that end, in the order
+    in which they do, and how many were lost since it reads too slowly. Instead of the trace before.
+
+    Only those of these LUNs and operation codes (read, "WRITE SAME(16)", 0x28), all by default;
+    with `errors` only those that did not end with GOOD; only those that took at least `min_latency`
+    seconds. Each has the first `data_bytes` of its data, at most 65536."""
+    if not 0 <= data_bytes <= MAX_DATA:
+        raise OperationError(f"data_bytes {data_bytes} is not within 0 to {MAX_DATA}", "data_bytes")
+    if not 0 <= min_latency <= 3600:
+        raise OperationError(f"{min_latency:g} s are not within 0 to 3600", "min_latency")
+    codes: set[int] = set()
+    for name in opcode or ():
+        found = opcodes(str(name))
+        if not found:
+            raise OperationError(f"{name!r} is no command; as in READ(10), read, 0x28", "opcode")
+        codes |= found
+    context.trace(
+        Tracing(
+            context.service,
+            units=[context.disk(name, hba).unit for name in lun or ()],
+            opcodes=codes,
+            errors=errors,
+            min_latency=min_latency,
+            data_bytes=data_bytes,
+        )
+    )
+
+
+@method("trace.stop")
+async def trace_stop(context: Context) -> None:
+    """Ends this connection's trace."""
+    context.trace(None)
 
 
 @method("tmf.log")

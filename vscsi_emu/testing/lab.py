@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Literal, Self
 
 from vscsi_emu.api import Hba
+from vscsi_emu.control.trace import Recent
 
 from .guest import LinuxGuest
 from .qemu import QemuGuest
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vscsi_emu.journal import Record
 
 _RECORDS: Final = 40
+_COMMANDS: Final = 20
 
 Kind = Literal["uml", "qemu"]
 
@@ -80,6 +82,7 @@ class Lab:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self.hba)
+            self.recent = stack.enter_context(Recent(self.hba.service))
             self.hba.call(self._watch)
             self._stack = stack.pop_all()
         return self
@@ -161,6 +164,7 @@ class Lab:
             for address in lun.at.get(hba.name, ())
         ]
         lines += [_line(record) for record in list(self._records)]
+        lines += [f"  {command}" for command in self.recent(_COMMANDS)]
         return "\n".join(lines)
 
 

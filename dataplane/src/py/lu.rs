@@ -11,6 +11,7 @@ use super::fault::FaultRule;
 use super::inbox::Inbox;
 use super::passthrough::Passthrough;
 use super::space::Space;
+use super::stats::Statistics;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
 use crate::limits::Rate;
@@ -457,6 +458,14 @@ impl Nexus {
     #[getter]
     fn pending(&self) -> u32 {
         self.0.gate.pending()
+    }
+
+    #[getter]
+    fn statistics(&self) -> HashMap<u16, Statistics> {
+        let queues = self.0.stats.snapshot().into_iter();
+        queues
+            .map(|(queue, snapshot)| (queue, Statistics(snapshot)))
+            .collect()
     }
 
     #[getter]

@@ -13,6 +13,8 @@ mod port;
 mod queue;
 mod scan;
 mod space;
+mod stats;
+mod trace;
 mod volatile;
 mod worker;
 
@@ -94,6 +96,10 @@ mod dataplane {
     use super::scan::Scan;
     #[pymodule_export]
     use super::space::Space;
+    #[pymodule_export]
+    use super::stats::Statistics;
+    #[pymodule_export]
+    use super::trace::{Trace, TraceRecord};
     #[pymodule_export]
     use super::volatile::VolatileCache;
     #[pymodule_export]

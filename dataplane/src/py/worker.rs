@@ -7,6 +7,7 @@ use super::inbox::Inbox;
 use super::lu::{Lu, Nexus};
 use super::memory::GuestMemory;
 use super::port::Port;
+use super::trace::Trace;
 use crate::task::Ending;
 use crate::worker::{self, Scope};
 
@@ -93,6 +94,10 @@ impl Worker {
 
     fn quiesce_range(&self, token: u64, memory: &GuestMemory, iova: u64, size: u64) {
         self.0.quiesce_range(token, memory.0.clone(), iova, size);
+    }
+
+    fn trace(&self, trace: &Trace) {
+        self.0.trace(trace.0.clone());
     }
 
     fn stop(&self, py: Python<'_>) {

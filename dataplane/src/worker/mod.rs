@@ -4,6 +4,7 @@
 //! `Reply` to answer a task. All of them only put `Mail` into the worker's mailbox; the worker's
 //! state belongs to its thread alone (`thread.rs`).
 
+mod account;
 mod admission;
 mod drain;
 mod fault;
@@ -31,6 +32,7 @@ use crate::ring::{self, RingConfig, RingError};
 use crate::sbc::Outcome;
 use crate::task::{Ending, TaskRef};
 use crate::task_set::{Held, Role};
+use crate::trace::Trace;
 use crate::turn::Turn;
 use crate::wire;
 
@@ -165,6 +167,7 @@ pub(crate) enum Mail {
         token: u64,
         scope: Scope,
     },
+    Trace(Arc<Trace>),
     QuiesceRange {
         token: u64,
         memory: Arc<GuestMemory>,
@@ -490,6 +493,11 @@ impl Worker {
 
     pub fn quiesce(&self, token: u64, scope: Scope) {
         self.mailbox.post(Mail::Quiesce { token, scope });
+    }
+
+    /// From now on `trace` gets a record of each command that ends here, until it is ended.
+    pub fn trace(&self, trace: Arc<Trace>) {
+        self.mailbox.post(Mail::Trace(trace));
     }
 
     /// Done once no ring and no task, whoever has it, uses a translation of these I/O addresses

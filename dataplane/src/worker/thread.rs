@@ -8,6 +8,7 @@ use std::sync::Arc;
 use libc::iovec;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::account::Account;
 use super::drain::Drains;
 use super::fault;
 use super::queue::Run;
@@ -93,6 +94,7 @@ pub(super) struct Thread {
     pub(super) queues: Vec<Option<Run>>,
     keys: HashMap<u64, usize>,
     pub(super) tasks: Slab,
+    pub(super) account: Account,
     pub(super) drains: Drains,
     pub(super) timers: Timers,
     /// Queues that may have chains.
@@ -137,6 +139,7 @@ impl Thread {
             queues: Vec::new(),
             keys: HashMap::new(),
             tasks: Slab::default(),
+            account: Account::new(),
             drains: Drains::default(),
             timers,
             ready: VecDeque::new(),
@@ -363,6 +366,7 @@ impl Thread {
         if let Err(error) = queue.ring.suppress_kicks() {
             return self.failed(key, &error);
         }
+        self.account.look_again();
         for _ in 0..BUDGET {
             let slot = self.tasks.reserve();
             // Not `self.queue`: the task is borrowed from the slab at the same time.
@@ -373,6 +377,7 @@ impl Thread {
             match queue.take(&mut task.chain) {
                 Ok(true) => {
                     task.queue = key;
+                    task.taken = self.account.taken();
                     let kind = queue.handle.kind;
                     self.idle_turns = 0;
                     if kind == Kind::Control {
@@ -554,6 +559,7 @@ impl Thread {
                 self.drains
                     .add(token, waiting.len() as u64, waiting, &mut self.done);
             }
+            Mail::Trace(trace) => self.account.traces.add(trace),
             Mail::Shutdown => {
                 self.shutdown = true;
                 let ids: Vec<_> = self.keys.keys().copied().collect();
@@ -813,6 +819,8 @@ impl Thread {
         task.data_in_len = writable.saturating_sub(response_len as u64);
         if readable < header_len as u64 || writable < response_len as u64 {
             task.sense_size = task.sense_size.min(writable as usize - CMD_RESP_FIXED);
+            task.header = CmdReq::default();
+            task.cdb.fill(0);
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         }
         let mut header = [0; CMD_REQ_FIXED + MAX_CDB];
@@ -832,6 +840,7 @@ impl Thread {
             }
             port::Route::Python => self.ask_python(slot, MAX_COPY),
             port::Route::Unit(nexus) => {
+                nexus.stats.begin(queue.handle.index);
                 task.nexus = Some(nexus);
                 self.enter(slot);
             }
@@ -1177,6 +1186,9 @@ impl Thread {
             bytes.resize(CMD_RESP_FIXED + task.sense_size, 0);
             Cursor::new(&task.chain.writable).write(bytes);
             used += response.data_in;
+        }
+        if queue.handle.kind == Kind::Request {
+            self.account.ended(task, queue, response);
         }
         let checked = response.status == wire::STATUS_CHECK_CONDITION;
         self.settle(slot);

@@ -80,3 +80,11 @@ def test_nothing_stays() -> None:
         assert list(directory.iterdir()) == [path]
     assert not directory.exists()
     assert threading.active_count() == threads
+
+
+def test_a_failure_shows_the_last_commands_decoded() -> None:
+    with Lab() as lab:
+        lab.scsi_disk(size="1M")
+        guest = lab.builtin_guest()
+        guest.device.execute(0, 0, bytes.fromhex("28000000000700000100"), data_in_length=512)
+        assert "0:0 READ(10) lba=7 blocks=1 → GOOD (512 bytes, " in lab.report()
