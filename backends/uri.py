@@ -19,6 +19,8 @@ MAX_TARGET: Final = 255
 MAX_LUN: Final = 16383
 MAX_QUEUE_DEPTH: Final = 65535
 MAX_PHYSICAL_BLOCK: Final = 1 << 20
+MAX_RATE: Final = 1 << 48
+"""Of commands and of bytes a second."""
 
 ADDRESS: Final = re.compile(r"(\d+):(\d+)", re.ASCII)
 """TARGET:LUN."""
@@ -64,6 +66,14 @@ class LunSpec:
     """Percent of the space in use at which initiators are told."""
     queue_depth: int | None = None
     """The most commands in the task set, then TASK SET FULL."""
+    iops: int | None = None
+    """The most media commands a second."""
+    iops_burst: int | None = None
+    """What of these may come at once after a pause; a tenth of a second's by default."""
+    bps: int | None = None
+    """The most bytes a second that media commands move."""
+    bps_burst: int | None = None
+    """As `iops_burst`."""
     state: str | None = None
     """File that keeps what must outlive the server, such as persistent reservations."""
     extra: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
@@ -162,6 +172,20 @@ def _queue_depth(text: str) -> int:
     return depth
 
 
+def _rate(text: str) -> int:
+    rate = int(text) if text.isascii() and text.isdecimal() else 0
+    if not 1 <= rate <= MAX_RATE:
+        raise SpecError(f"{text!r} is not a number of commands from 1 to {MAX_RATE}")
+    return rate
+
+
+def _byte_rate(text: str) -> int:
+    rate = parse_size(text)
+    if rate > MAX_RATE:
+        raise SpecError(f"{text!r} is more than {MAX_RATE} bytes")
+    return rate
+
+
 def _naa(text: str) -> str:
     digits = text.lower().removeprefix("0x").removeprefix("naa.")
     if not re.fullmatch(r"[235][0-9a-f]{15}|6[0-9a-f]{31}", digits):
@@ -211,6 +235,10 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "volatile-cache": _Key("volatile_cache", parse_switch, bare="on"),
         "tear": _Key("tear", _tear),
         "queue-depth": _Key("queue_depth", _queue_depth),
+        "iops": _Key("iops", _rate),
+        "iops-burst": _Key("iops_burst", _rate),
+        "bps": _Key("bps", _byte_rate),
+        "bps-burst": _Key("bps_burst", _byte_rate),
         "state": _Key("state", _path),
     }
 )

@@ -15,12 +15,10 @@ if it has not.
 import argparse
 import random
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 from vscsi_emu.control import Client
 from vscsi_emu.control.results import LunLosses, PowerFailure
@@ -151,11 +149,9 @@ class Outcome:
 @contextmanager
 def server() -> Iterator[tuple[HbaProcess, Client]]:
     """A disk with a volatile cache, and its monitor."""
-    with tempfile.TemporaryDirectory(prefix="vscsi-emu-crash-") as directory:
-        monitor = str(Path(directory) / "monitor")
-        disk = f"mem:{DISK},volatile-cache"
-        with HbaProcess([disk], arguments=["--monitor", monitor]) as hba, Client(monitor) as client:
-            yield hba, client
+    disk = f"mem:{DISK},volatile-cache"
+    with HbaProcess([disk], monitor=True) as hba, Client(str(hba.monitor)) as client:
+        yield hba, client
 
 
 def run(setup: Setup, *, failures: int, seed: int) -> Iterator[Outcome]:

@@ -340,10 +340,66 @@ class Lu:
     @property
     def aca(self) -> bool:
         """Whether an ACA condition is in effect (SAM-6), of whichever nexus."""
+    def set_faults(self, rules: Sequence[FaultRule]) -> None:
+        """All rules, for commands that come from now on. Of those that take the same command,
+        delays add up, and of everything else the first one's stands. What a rule that is gone
+        makes hang, still does: `Worker.release`."""
+    def set_limits(self, commands: tuple[int, int], bytes: tuple[int, int]) -> None:
+        """Of media commands and the data they move: how many a second (0: no limit), and how many
+        at once after a pause. What waits already keeps its time until `Worker.release`."""
     @property
     def errors(self) -> tuple[int, int, int, int]:
         """Commands that the data plane ended with an uncorrected error of a write, of a read or of
         a verification, and with an error of our own, since the unit was made."""
+
+@final
+class FaultRule:
+    """Which commands of a unit go wrong, and how.
+
+    It is for commands with one of `opcodes` (none: any), that touch `blocks` (first and last LBA),
+    of `port`, with `tag`, from `start` seconds from now, for `duration` seconds. Of these it spares
+    the first `skip`, then takes the first of `every` so many, of those the part `probability`,
+    drawn by `seed`, at most `times` (0: any number).
+
+    `answer`: a virtio response and a SAM status, with `sense` (key, ASC and ASCQ as one number), in
+    place of processing, or after it if `executed`. `located`: the error is at the first of
+    `blocks`; what is before is transferred. `delay`: in seconds, ``("fixed", t, 0)``,
+    ``("uniform", least, most)``, ``("normal", mean, deviation)``, or ``("lognormal", median,
+    deviation of the logarithm)``. `hang`: until `Worker.release`. `short`: the part of the data
+    that is transferred. `corruption`: ``"flip"``, ``"torn"``, ``"lost"``, ``"misdirected"``.
+    `lose`: it is executed, and never completes, unless it is aborted.
+    """
+
+    def __new__(
+        cls,
+        *,
+        opcodes: Sequence[int] = ...,
+        blocks: tuple[int, int] | None = None,
+        port: Port | None = None,
+        tag: int | None = None,
+        start: float = 0.0,
+        duration: float | None = None,
+        skip: int = 0,
+        every: int = 1,
+        times: int = 0,
+        probability: float | None = None,
+        seed: int = 0,
+        answer: tuple[int, int] | None = None,
+        sense: tuple[int, int] | None = None,
+        executed: bool = False,
+        located: bool = False,
+        delay: tuple[str, float, float] | None = None,
+        hang: bool = False,
+        short: float | None = None,
+        corruption: str | None = None,
+        lose: bool = False,
+    ) -> Self: ...
+    @property
+    def met(self) -> int:
+        """Commands that fit, whether or not their number did."""
+    @property
+    def hits(self) -> int:
+        """Commands that it took."""
 
 @final
 class Held:
@@ -440,10 +496,110 @@ class Nexus:
     def pending(self) -> int:
         """Commands of this nexus in the inbox or with Python, not yet decided."""
     @property
+    def statistics(self) -> dict[int, Statistics]:
+        """What its commands cost until now, by index of the queue that they came from."""
+    @property
     def faulted(self) -> bool:
         """Whether the ACA condition in effect is this nexus's."""
     def clear_aca(self) -> bool:
         """Clears it: waiting commands go on. Whether there was one of this nexus."""
+
+@final
+class Statistics:
+    """Counted since the nexus was made. Where there are three they are of reads, of writes and of
+    all other commands, by their routes."""
+
+    @property
+    def in_flight(self) -> int: ...
+    @property
+    def bytes(self) -> tuple[int, int, int]:
+        """Data moved, either way."""
+    @property
+    def latencies(
+        self,
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
+        """(longest latency, commands) of each bucket with any, in nanoseconds, from where a command
+        is taken from its queue to where its response is written. A bucket is 64 ns wide, or at
+        most 1/16 of what it counts; the last one ends at 68 s and counts what is longer, too."""
+    @property
+    def statuses(self) -> list[tuple[int, int]]:
+        """(SAM status other than GOOD, commands)."""
+    @property
+    def responses(self) -> list[tuple[int, int]]:
+        """(VIRTIO_SCSI_S_* other than OK, commands)."""
+
+@final
+class TraceRecord:
+    """A command as it ended."""
+
+    @property
+    def time(self) -> int:
+        """When its response was written: CLOCK_MONOTONIC in nanoseconds."""
+    @property
+    def nanoseconds(self) -> int:
+        """From where it was taken from its queue until then."""
+    @property
+    def port(self) -> Port: ...
+    @property
+    def queue(self) -> int:
+        """Index of its queue."""
+    @property
+    def lun(self) -> bytes:
+        """The request's 8-byte lun field."""
+    @property
+    def tag(self) -> int: ...
+    @property
+    def task_attribute(self) -> int: ...
+    @property
+    def cdb(self) -> bytes:
+        """`cdb_size` bytes, at least 16."""
+    @property
+    def data_out_length(self) -> int:
+        """Bytes of the buffer."""
+    @property
+    def data_in_length(self) -> int: ...
+    @property
+    def data_out_moved(self) -> int:
+        """Bytes that the command moved."""
+    @property
+    def data_in_moved(self) -> int: ...
+    @property
+    def status(self) -> int: ...
+    @property
+    def response(self) -> int: ...
+    @property
+    def sense(self) -> bytes: ...
+    @property
+    def data(self) -> bytes:
+        """The first bytes of what was moved."""
+
+@final
+class Trace:
+    """Records of the commands that end, for `Worker.trace`; at most `capacity` a worker."""
+
+    def __new__(
+        cls,
+        capacity: int,
+        *,
+        units: Sequence[Lu] = ...,
+        opcodes: Sequence[int] = ...,
+        errors: bool = False,
+        min_nanoseconds: int = 0,
+        data_bytes: int = 0,
+        keep_newest: bool = False,
+    ) -> Self:
+        """Records are of these units and operation codes, with `errors` of commands that did not
+        end with response OK and status GOOD, and took at least so long; all by default. Each has
+        the first `data_bytes` of its data. When there is no room new records are lost, or
+        (`keep_newest`) old ones. `capacity` and `data_bytes` are at most 1048576."""
+    def take(self) -> list[TraceRecord]:
+        """Removes what there is, in order of time."""
+    def peek(self) -> list[TraceRecord]:
+        """The same, without removing it."""
+    def take_lost(self) -> int:
+        """Records that were lost since the last call."""
+    def end(self) -> None:
+        """No more records."""
 
 @final
 class Port:
@@ -617,6 +773,9 @@ class Worker:
         tag: int | None = None,
     ) -> None:
         """Counts matching commands in the task set now (after taking as above): "done", `value`."""
+    def release(self, lu: Lu, rule: FaultRule | None = None) -> None:
+        """Commands of `lu` that `rule` makes hang go on. None: those that wait for its limits take
+        their turn anew, after `Lu.set_limits`."""
     def quiesce(self, token: int, *, lu: Lu | None = None) -> None:
         """Says "done" when commands of `lu` that ran at this call are over: not those with
         Python, nor dormant ones, which have yet to come to the gate."""
@@ -624,6 +783,8 @@ class Worker:
         """After `GuestMemory.iotlb_invalidate`: says "done" when no ring and no command, here or
         with Python, uses a translation of these I/O addresses found before; `value`: commands
         that did."""
+    def trace(self, trace: Trace) -> None:
+        """Soon `trace` gets records of the commands that end here, until it is ended."""
     def stop(self) -> None:
         """Ends the thread: drains engines, drops queues. Blocks (GIL released)."""
 

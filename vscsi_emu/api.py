@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from vscsi_emu.driver.host import ScsiHost
     from vscsi_emu.driver.virtio_scsi import Options
     from vscsi_emu.hba import Hba as Device
-    from vscsi_emu.journal import Journal
 
 T = TypeVar("T")
 
@@ -103,7 +102,7 @@ class AsyncHba:
 
     @property
     def service(self) -> Service:
-        """`RuntimeError` where it is not entered."""
+        """The server that it is. `RuntimeError` where it is not entered."""
         if self._service is None:
             raise RuntimeError("this HBA does not run; use it within its `with`")
         return self._service
@@ -182,9 +181,9 @@ class Hba:
         return LocalSync(self._thread, self._hba.service)
 
     @property
-    def journal(self) -> Journal:
-        """What happens to it, for what `call` runs."""
-        return self._hba.service.journal
+    def service(self) -> Service:
+        """All of it, for what `call` runs. `RuntimeError` where it is not entered."""
+        return self._hba.service
 
     def call(self, work: Callable[[], Coroutine[object, object, T]], *, timeout: float = 10.0) -> T:
         """As `ControlThread.call`: runs `work()` on the HBA's event loop."""

@@ -74,12 +74,14 @@ def _notify(hba: Hba, request: bytes) -> bytes:
 # ── Task management ────────────────────────────────────────────────────────────────────────────
 
 
-async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
+async def _manage(hba: Hba, tmf: TmfRequest) -> int:
     if tmf.subtype == TmfType.I_T_NEXUS_RESET:
         return await _reset_nexus(hba, tmf.lun)
     nexus = _find(hba, tmf.lun)
     if isinstance(nexus, Response):
         return nexus
+    if (refusal := _refusal(hba, nexus, tmf.subtype)) is not None:
+        return refusal
     runtime, port, lu = hba.runtime, hba.port, nexus.unit.data_plane
     mine = nexus.data_plane
     match tmf.subtype:
@@ -115,11 +117,19 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> Response:
     return FUNCTION_COMPLETE
 
 
-async def _reset_nexus(hba: Hba, lun: bytes) -> Response:
+def _refusal(hba: Hba, nexus: Nexus, function: int) -> int | None:
+    """How a fault has it end."""
+    return hba.refuse_tmf(hba, nexus.unit, function) if hba.refuse_tmf else None
+
+
+async def _reset_nexus(hba: Hba, lun: bytes) -> int:
     """The whole target; the LUN part of `lun` does not matter."""
     target = _target(hba, lun)
     if target is None:
         return Response.BAD_TARGET
+    for nexus in target.nexuses.values():
+        if (refusal := _refusal(hba, nexus, TmfType.I_T_NEXUS_RESET)) is not None:
+            return refusal
     aborting = [
         hba.runtime.abort(Response.RESET, port=hba.port, nexus=nexus.data_plane)
         for nexus in target.nexuses.values()
@@ -152,7 +162,7 @@ async def _interrupted(units: Iterable[LogicalUnit], aborting: Iterable[Awaitabl
 
 
 def _target(hba: Hba, lun: bytes) -> Target | None:
-    return hba.targets.get(lun[1]) if lun[0] == SINGLE_LEVEL else None
+    return hba.reachable(lun[1]) if lun[0] == SINGLE_LEVEL else None
 
 
 def _find(hba: Hba, lun: bytes) -> Nexus | Response:

@@ -7,9 +7,10 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vscsi_emu.backends import BackendError, SpecError
+from vscsi_emu.backends.uri import MAX_RATE
 from vscsi_emu.journal import Kind
 from vscsi_emu.scsi.sense import ScsiError
 from vscsi_emu.virtio.scsi import Response
@@ -54,6 +55,7 @@ class Disk:
         self._runtime = runtime
         self._lock = asyncio.Lock()
         self._closed = False
+        self._apply_limits()
 
     @property
     def id(self) -> str:
@@ -128,6 +130,29 @@ class Disk:
             self._note(
                 Kind.LUN_CHANGED, f"is {'read-only' if spec.read_only else 'writable'}, {cache}"
             )
+
+    async def limit(self, **rates: int | None) -> None:
+        """`iops`, `bps`, `iops_burst`, `bps_burst` of `LunSpec`: 0 takes a limit away, None leaves
+        it. What waits takes its turn at the new rates. `OperationError`."""
+        async with self._change():
+            for name, rate in rates.items():
+                if rate is not None and not 0 <= rate <= MAX_RATE:
+                    raise OperationError(f"{rate} is not within 0 to {MAX_RATE}", name)
+            changes: dict[str, Any] = {
+                name: rate or None for name, rate in rates.items() if rate is not None
+            }
+            self.config = replace(self.config, spec=replace(self.config.spec, **changes))
+            self._apply_limits()
+            self._runtime.release(self.unit.data_plane)
+            spec = self.config.spec
+            iops, bps = spec.iops or "any number of", spec.bps or "any number of"
+            self._note(Kind.LUN_CHANGED, f"may do {iops} commands and {bps} bytes a second")
+
+    def _apply_limits(self) -> None:
+        spec = self.config.spec
+        self.unit.data_plane.set_limits(
+            _rate(spec.iops, spec.iops_burst), _rate(spec.bps, spec.bps_burst)
+        )
 
     async def pause(self, *, deadline: float) -> bool:
         """From now on commands wait for `resume`. Whether those that ran are over within
@@ -243,3 +268,10 @@ class Disk:
 
     def _note(self, kind: Kind, text: str) -> None:
         self._runtime.journal.note(kind, text, unit=self.id)
+
+
+def _rate(rate: int | None, burst: int | None) -> tuple[int, int]:
+    """For `_dataplane.Lu.set_limits`; a tenth of a second's at once, unless `burst` is given."""
+    if rate is None:
+        return 0, 0
+    return rate, max(rate // 10, 1) if burst is None else burst

@@ -185,6 +185,10 @@ class Hba:
         self._drains: dict[Queue, asyncio.Task[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resetting: Nexus | None = None
+        self.refuse_tmf: Callable[[Hba, LogicalUnit, int], int | None] | None = None
+        """Says how a task management function for a unit ends instead of being performed."""
+        self._down: set[int] = set()
+        """Targets whose links are down."""
         self._leaving: dict[Nexus, float] = {}
         """Units being unplugged: when the last command came."""
         runtime.add_port(self.port, self)
@@ -588,6 +592,30 @@ class Hba:
         self.targets[number] = target
         self._watch(target, number, units)
 
+    def set_link(self, number: int, *, up: bool) -> None:
+        """Whether a target can be reached. Down, what is under way there ends with
+        TRANSPORT_FAILURE, and what comes with BAD_TARGET; up again, an I_T nexus loss is
+        reported."""
+        if (number not in self._down) == up or number not in self.targets:
+            return
+        target = self.targets[number]
+        if up:
+            self._down.discard(number)
+            target.nexus_loss()
+        else:
+            self._down.add(number)
+        self._publish_luns()
+        if not up:
+            for nexus in target.nexuses.values():
+                self._spawn(self._cut(nexus))
+
+    async def _cut(self, nexus: Nexus) -> None:
+        await self.runtime.abort(Response.TRANSPORT_FAILURE, port=self.port, nexus=nexus.data_plane)
+
+    def reachable(self, number: int) -> Target | None:
+        """The target of this number, if its link is up."""
+        return None if number in self._down else self.targets.get(number)
+
     def _nexuses(self) -> Iterator[Nexus]:
         for target in self.targets.values():
             yield from target.nexuses.values()
@@ -620,9 +648,10 @@ class Hba:
             {
                 (number, lun): nexus.data_plane
                 for number, target in self.targets.items()
+                if number not in self._down
                 for lun, nexus in target.nexuses.items()
             },
-            targets=list(self.targets),
+            targets=[number for number in self.targets if number not in self._down],
         )
         limits = [nexus.unit.queue_limits for nexus in self._nexuses()]
         sectors = [limit.max_bytes // _SECTOR for limit in limits if limit.max_bytes]

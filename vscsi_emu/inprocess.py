@@ -112,6 +112,11 @@ class InProcess:
 
         return LocalSync(self._thread, self._service)
 
+    @property
+    def service(self) -> Service:
+        """For `call`, and for what may be used from any thread."""
+        return self._service
+
     def call(self, work: Callable[[], Coroutine[object, object, T]], *, timeout: float = 10.0) -> T:
         """As `ControlThread.call`."""
         return self._thread.call(work, timeout=timeout)

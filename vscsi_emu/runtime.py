@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vscsi_emu._dataplane import (
         Command,
         Control,
+        FaultRule,
         GuestMemory,
         Inbox,
         Lu,
@@ -185,6 +186,12 @@ class Runtime:
             for worker in self.workers
         ]
         return _total(calls)
+
+    def release(self, lu: Lu, rule: FaultRule | None = None) -> None:
+        """Commands that `rule` keeps go on; None: those that wait for the unit's limits ask again
+        (`_dataplane.Worker.release`)."""
+        for worker in self.workers:
+            worker.release(lu, rule)
 
     async def quiesce(self, lu: Lu | None = None) -> None:
         """Returns when the commands of `lu` that run now are done."""

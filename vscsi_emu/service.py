@@ -31,8 +31,10 @@ from vscsi_emu.transport.vhost_user.server import ListenError, VhostUserServer, 
 from vscsi_emu.virtio.scsi import show_address
 
 if TYPE_CHECKING:
+    from vscsi_emu._dataplane import Trace
     from vscsi_emu.backends import Backend, LunSpec
     from vscsi_emu.config import HbaConfig
+    from vscsi_emu.faults.installed import FaultSet
     from vscsi_emu.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -105,6 +107,7 @@ class Service:
         """By `LunConfig.id`."""
         self._disk_of: dict[LogicalUnit, Disk] = {}
         self._following = False
+        self._faults: FaultSet | None = None
 
     async def __aenter__(self) -> Service:
         async with AsyncExitStack() as stack:
@@ -216,6 +219,22 @@ class Service:
         """What happens here."""
         return self._runtime.journal
 
+    def trace(self, trace: Trace) -> None:
+        """Has all workers feed a trace, until it is ended."""
+        for worker in self._runtime.workers:
+            worker.trace(trace)
+
+    @property
+    def faults(self) -> FaultSet:
+        """What goes wrong here to order."""
+        from vscsi_emu.faults.installed import FaultSet
+
+        if self._faults is None:
+            self._faults = FaultSet(self._runtime, self.hbas)
+            for hba in self.hbas:
+                hba.refuse_tmf = self._faults.refuse_tmf
+        return self._faults
+
     @property
     def config(self) -> Config:
         """What is served now: a service made from it has the same disks, by the same names."""
@@ -303,6 +322,8 @@ class Service:
         gone = [self._disk_of.pop(unit) for unit in set(units) - used]
         for disk in gone:
             del self.disks[disk.id]
+            if self._faults is not None:
+                self._faults.forget(disk)
         await asyncio.gather(*(_retire(disk) for disk in gone))
 
     def _add_disk(self, disk: Disk) -> None:

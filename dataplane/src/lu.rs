@@ -6,9 +6,12 @@ use arc_swap::ArcSwap;
 
 use crate::engine::Engine;
 use crate::errors::ErrorCounts;
+use crate::fault::Rules;
 use crate::gate::{self, Gate};
+use crate::limits::Limits;
 use crate::policy::LunPolicy;
 use crate::sbc;
+use crate::stats::Stats;
 use crate::task_set::{Part, TaskSet};
 use crate::turn::Turn;
 
@@ -75,6 +78,15 @@ impl RouteTable {
             row.route
         }
     }
+
+    /// What a command counts as in statistics: 0 a read, 1 a write, 2 something else.
+    pub fn class(&self, opcode: u8) -> usize {
+        match self.0[usize::from(opcode)].route {
+            Route::Media(gate::CLASS_READ) => 0,
+            Route::Media(gate::CLASS_WRITE) => 1,
+            _ => 2,
+        }
+    }
 }
 
 pub struct Lu {
@@ -83,6 +95,8 @@ pub struct Lu {
     pub routes: RouteTable,
     pub tasks: TaskSet,
     pub errors: ErrorCounts,
+    pub faults: Rules,
+    pub limits: Limits,
 }
 
 impl Lu {
@@ -106,6 +120,8 @@ impl Lu {
             routes,
             tasks,
             errors: ErrorCounts::default(),
+            faults: Rules::default(),
+            limits: Limits::default(),
         }
     }
 
@@ -121,6 +137,7 @@ pub struct Nexus {
     pub lu: Arc<Lu>,
     pub gate: Gate,
     pub part: Part,
+    pub stats: Stats,
 }
 
 impl Nexus {
@@ -129,6 +146,7 @@ impl Nexus {
             lu,
             gate: Gate::default(),
             part: Part::default(),
+            stats: Stats::default(),
         }
     }
 }

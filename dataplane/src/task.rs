@@ -1,10 +1,12 @@
 //! A popped request, from its ring until its used entry is written.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use libc::iovec;
 
 use crate::engine::Io;
+use crate::fault::Planned;
 use crate::lu::Nexus;
 use crate::policy::LunPolicy;
 use crate::ring::Chain;
@@ -18,7 +20,8 @@ pub const MAX_CDB: usize = 260;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
     Free,
-    /// In its task set, and waits to be enabled. Nothing of it has been done or decided.
+    /// In its task set, and waits, with nobody at work on it: to be enabled, for its limits, or as
+    /// a fault wants it.
     Dormant,
     /// Waits for its turn on the medium.
     Parked,
@@ -78,6 +81,8 @@ pub struct Task {
     pub generation: u32,
     /// Key of its queue in the worker.
     pub queue: usize,
+    /// When it was taken ([`Clock::ticks`](crate::clock::Clock::ticks)).
+    pub taken: u64,
     pub chain: Chain,
     pub header: CmdReq,
     pub cdb: [u8; MAX_CDB],
@@ -105,6 +110,12 @@ pub struct Task {
     pub copied: usize,
     /// It gets this response instead of its own.
     pub aborted: Option<Ending>,
+    /// What is still to go wrong with it.
+    pub fault: Option<Box<Planned>>,
+    /// It has what its unit's limits want.
+    pub paced: bool,
+    /// When it goes on, if it waits for that.
+    pub due: Option<Instant>,
 }
 
 // SAFETY: the iovecs point into memory that `chain.map` keeps mapped, wherever the task moves.
@@ -116,6 +127,7 @@ impl Task {
             state: State::Free,
             generation: 0,
             queue: 0,
+            taken: 0,
             chain: Chain::default(),
             header: CmdReq::default(),
             cdb: [0; MAX_CDB],
@@ -135,6 +147,9 @@ impl Task {
             pending: false,
             copied: 0,
             aborted: None,
+            fault: None,
+            paced: false,
+            due: None,
         }
     }
 
@@ -185,6 +200,8 @@ impl Slab {
         task.pending = false;
         task.copied = 0;
         task.aborted = None;
+        task.fault = None;
+        task.paced = false;
         self.free.push(slot);
     }
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -51,11 +50,10 @@ def rounds(guest: GuestRun) -> int:
 
 
 @pytest.mark.parametrize("behaviour", SEEN, ids=lambda behaviour: behaviour.name)
-def test_linux_complains_or_goes_on(behaviour: Behaviour, tmp_path: Path) -> None:
-    monitor = str(tmp_path / "monitor")
+def test_linux_complains_or_goes_on(behaviour: Behaviour) -> None:
     with (
-        HbaProcess(["mem:16M"], arguments=["--monitor", monitor]) as hba,
-        Client(monitor) as client,
+        HbaProcess(["mem:16M"], monitor=True) as hba,
+        Client(str(hba.monitor)) as client,
     ):
         client.hostile_set(names=[behaviour.name], seed=1, armed=False)
         with UmlGuest([hba.socket]).start(SCRIPT, BOOT_SECONDS) as guest:

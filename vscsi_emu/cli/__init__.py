@@ -13,6 +13,10 @@ COMMANDS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "serve": "vscsi_emu.cli.serve",
         "ctl": "vscsi_emu.cli.ctl",
+        "top": "vscsi_emu.cli.top",
+        "trace": "vscsi_emu.cli.trace",
+        "replay": "vscsi_emu.cli.replay",
+        "plot": "vscsi_emu.cli.plot",
         "demo": "vscsi_emu.cli.demo",
         "qtest": "vscsi_emu.cli.qtest",
         "devicetree": "vscsi_emu.cli.devicetree",

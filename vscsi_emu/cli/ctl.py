@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from vscsi_emu.cli.monitor import monitor_client
+
 if TYPE_CHECKING:
     from vscsi_emu.control.method import Method
 
@@ -77,29 +79,17 @@ def _parameters(method: Method[Any, Any], arguments: tuple[str, ...]) -> dict[st
 def _call(
     path: str, method: Method[Any, Any], params: dict[str, Any], as_json: bool, timeout: float
 ) -> None:
-    from vscsi_emu.control import Client, RpcError
     from vscsi_emu.control.schema import to_json
 
-    try:
-        with Client(path, timeout=timeout) as client:
-            result = to_json(client.invoke(method, params))
-            if isinstance(result, str) and not as_json:
-                click.echo(result, nl=False)
-            elif result is not None or as_json:
-                click.echo(json.dumps(result, indent=None if as_json else 2))
-            if method.name == "events.subscribe":
-                while True:
-                    click.echo(json.dumps(to_json(client.next_event())))
-    except RpcError as error:
-        raise click.ClickException(str(error)) from None
-    except TimeoutError:
-        raise click.ClickException(f"{path}: no answer within {timeout:g} s") from None
-    except ConnectionRefusedError:
-        raise click.ClickException(f"{path}: nobody listens there") from None
-    except ConnectionError as error:
-        raise click.ClickException(f"{path}: {error}") from None
-    except OSError as error:
-        raise click.ClickException(f"{path}: {error.strerror or error}") from None
+    with monitor_client(path, timeout=timeout) as client:
+        result = to_json(client.invoke(method, params))
+        if isinstance(result, str) and not as_json:
+            click.echo(result, nl=False)
+        elif result is not None or as_json:
+            click.echo(json.dumps(result, indent=None if as_json else 2))
+        if method.name == "events.subscribe":
+            while True:
+                click.echo(json.dumps(to_json(client.next_event())))
 
 
 def _print_methods(as_json: bool) -> None:

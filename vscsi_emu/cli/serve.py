@@ -65,6 +65,7 @@ class _BackendProgram(click.Command):
 )
 @click.option("--force", is_flag=True, help="Serve host devices although the host uses them.")
 @click.option("--monitor", metavar="PATH", help="Listen there for `vscsi-emu ctl`.")
+@click.option("--metrics", metavar="[HOST:]PORT", help="Serve Prometheus's GET /metrics there.")
 @click.option("--print-capabilities", is_flag=True, help="Print them as JSON and exit.")
 @click.option("-v", "--verbose", count=True, help="Log every vhost-user message.")
 @click.option("-q", "--quiet", count=True, help="Log warnings only; -qq: errors only.")
@@ -84,6 +85,7 @@ def serve(
     passthrough: str | None,
     force: bool,
     monitor: str | None,
+    metrics: str | None,
     print_capabilities: bool,
     verbose: int,
     quiet: int,
@@ -112,6 +114,8 @@ def serve(
       physical-block-size=        a multiple of block-size
       cache=writeback|writethrough
                                   what the disk says of its write cache at first
+      iops=, bps=                 the most commands, and bytes, a second
+      iops-burst=, bps-burst=     what may come at once after a pause
       volatile-cache              writes are lost by power.fail until they are flushed
       tear=                       bytes that survive it whole; a physical block by default
       direct=on|off               O_DIRECT (files only)
@@ -175,14 +179,19 @@ def serve(
                 passthrough=passthrough,
                 force=force,
             )
-        run(wanted, workers=workers, io_uring=io_uring, beside=_beside(monitor))
+        run(wanted, workers=workers, io_uring=io_uring, beside=_beside(monitor, metrics))
     except (ConfigError, StartError) as error:
         raise click.ClickException(str(error)) from None
 
 
-def _beside(monitor: str | None) -> list[Beside]:
-    if monitor is None:
-        return []
-    from vscsi_emu.control.server import Monitor
+def _beside(monitor: str | None, metrics: str | None) -> list[Beside]:
+    found: list[Beside] = []
+    if monitor is not None:
+        from vscsi_emu.control.server import Monitor
 
-    return [partial(Monitor, path=monitor)]
+        found.append(partial(Monitor, path=monitor))
+    if metrics is not None:
+        from vscsi_emu.control.metrics import Metrics
+
+        found.append(partial(Metrics, address=metrics))
+    return found

@@ -14,6 +14,7 @@ from typing import Any, Final, Self
 from vscsi_emu.control import rpc, schema
 from vscsi_emu.control.faces import AsyncFace, SyncFace
 from vscsi_emu.control.method import Method
+from vscsi_emu.control.trace import TracedCommand
 from vscsi_emu.journal import Record
 
 MAX_REPLY: Final = 64 << 20
@@ -31,7 +32,7 @@ class Client(SyncFace):
         self._timeout = timeout
         self._ids = itertools.count(1)
         self._buffer = bytearray()
-        self._events: deque[dict[str, Any]] = deque()
+        self._kept: dict[str, deque[dict[str, Any]]] = {"event": deque(), "trace": deque()}
         self.missed = 0
         """Events that were lost since this connection reads too slowly."""
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -64,24 +65,41 @@ class Client(SyncFace):
         deadline = None if self._timeout is None else time.monotonic() + self._timeout
         while True:
             message = self._receive(deadline)
-            if message.get("method") == "event":
-                self._events.append(message["params"])
+            if "method" in message:
+                self._keep(message)
             elif message.get("id") in (id, None):
                 return _result(method, message)
 
     def next_event(self, timeout: float | None = None) -> Record | None:
         """The next event after `events_subscribe`; None after `timeout` seconds without one."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while not self._events:
-            try:
-                message = self._receive(deadline)
-            except TimeoutError:
-                return None
-            if message.get("method") == "event":
-                self._events.append(message["params"])
-        record, missed = _record(self._events.popleft())
+        params = self._next("event", timeout)
+        if params is None:
+            return None
+        record, missed = _record(params)
         self.missed += missed
         return record
+
+    def next_trace(self, timeout: float | None = None) -> tuple[list[TracedCommand], int] | None:
+        """The next commands after `trace_start`, and how many were lost after them; None after
+        `timeout` seconds without any."""
+        params = self._next("trace", timeout)
+        if params is None:
+            return None
+        commands = schema.from_json(list[TracedCommand], params["commands"], "trace")
+        return commands, params["lost"]
+
+    def _next(self, name: str, timeout: float | None) -> dict[str, Any] | None:
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while not self._kept[name]:
+            try:
+                self._keep(self._receive(deadline))
+            except TimeoutError:
+                return None
+        return self._kept[name].popleft()
+
+    def _keep(self, message: dict[str, Any]) -> None:
+        if message.get("method") in self._kept:
+            self._kept[message["method"]].append(message["params"])
 
     def _receive(self, deadline: float | None) -> dict[str, Any]:
         while b"\n" not in self._buffer:
@@ -110,6 +128,7 @@ class AsyncClient(AsyncFace):
         self._ids = itertools.count(1)
         self._calls: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._events: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
+        self._traces: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         self.missed = 0
         """As `Client.missed`."""
 
@@ -142,13 +161,15 @@ class AsyncClient(AsyncFace):
 
     async def next_event(self) -> Record:
         """The next event after `events_subscribe`. `ConnectionError` when the server is gone."""
-        params = await self._events.get()
-        if params is None:
-            self._events.put_nowait(None)
-            raise ConnectionError("the monitor closed the connection")
-        record, missed = _record(params)
+        record, missed = _record(await _next(self._events))
         self.missed += missed
         return record
+
+    async def next_trace(self) -> tuple[list[TracedCommand], int]:
+        """As `Client.next_trace`. `ConnectionError` when the server is gone."""
+        params = await _next(self._traces)
+        commands = schema.from_json(list[TracedCommand], params["commands"], "trace")
+        return commands, params["lost"]
 
     async def _read(self, reader: asyncio.StreamReader) -> None:
         try:
@@ -156,13 +177,24 @@ class AsyncClient(AsyncFace):
                 message = json.loads(line)
                 if message.get("method") == "event":
                     self._events.put_nowait(message["params"])
+                elif message.get("method") == "trace":
+                    self._traces.put_nowait(message["params"])
                 elif future := self._calls.get(message.get("id")):
                     future.set_result(message)
         finally:
             self._events.put_nowait(None)
+            self._traces.put_nowait(None)
             for future in self._calls.values():
                 if not future.done():
                     future.set_exception(ConnectionError("the monitor closed the connection"))
+
+
+async def _next(queue: asyncio.Queue[dict[str, Any] | None]) -> dict[str, Any]:
+    params = await queue.get()
+    if params is None:
+        queue.put_nowait(None)
+        raise ConnectionError("the monitor closed the connection")
+    return params
 
 
 def _request(id: int, method: Method[Any, Any], params: dict[str, Any]) -> bytes:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vscsi_emu.disk import Disk, OperationError
 
 if TYPE_CHECKING:
+    from vscsi_emu.control.trace import Tracing
     from vscsi_emu.hba import Address, Hba
     from vscsi_emu.journal import Record
     from vscsi_emu.service import Service
@@ -22,6 +23,8 @@ class Context:
     subscribe: Callable[[Callable[[Record], bool]], None]
     """From now on the caller hears of each record for which its argument is true; once more:
     instead of before."""
+    trace: Callable[[Tracing | None], None]
+    """From now on the caller gets what this trace records, instead of the one before."""
     quit: Callable[[], None]
     """Ends the server, once the caller has its answer."""
 

@@ -11,6 +11,7 @@ from vscsi_emu.control.method import Method
 from vscsi_emu.disk import OperationError
 
 if TYPE_CHECKING:
+    from vscsi_emu.control.trace import Tracing
     from vscsi_emu.control_thread import ControlThread
     from vscsi_emu.journal import Record
     from vscsi_emu.service import Service
@@ -21,7 +22,7 @@ class Local(AsyncFace):
 
     def __init__(self, service: Service, quit: Callable[[], None] | None = None) -> None:
         """`quit`: what ends the service."""
-        self._context = Context(service, _watch_instead, quit or _stop_instead)
+        self._context = Context(service, _watch_instead, _trace_instead, quit or _stop_instead)
 
     async def invoke(self, method: Method[Any, Any], params: dict[str, Any]) -> Any:
         return await method(self._context, **method.bind(params))
@@ -42,6 +43,12 @@ class LocalSync(SyncFace):
 
 def _watch_instead(_wanted: Callable[[Record], bool]) -> None:
     raise OperationError("in the server's own process, use Service.journal.watch")
+
+
+def _trace_instead(tracing: Tracing | None) -> None:
+    if tracing:
+        tracing.end()
+    raise OperationError("in the server's own process, use vscsi_emu.control.trace.Tracing")
 
 
 def _stop_instead() -> None:

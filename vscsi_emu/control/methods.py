@@ -13,9 +13,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from vscsi_emu.config import PASSTHROUGH
+from vscsi_emu.control.decode import opcodes
 from vscsi_emu.control.method import Method, method
 from vscsi_emu.control.results import (
     AddedLun,
+    FaultState,
     HbaLimits,
     HbaState,
     HostileState,
@@ -28,7 +30,11 @@ from vscsi_emu.control.results import (
     PowerFailure,
     State,
 )
+from vscsi_emu.control.statistics import ServiceStatistics, collect, sources
+from vscsi_emu.control.trace import MAX_DATA, Tracing
 from vscsi_emu.disk import OperationError
+from vscsi_emu.faults import Fault, FaultError
+from vscsi_emu.faults.vocabulary import Distribution, Function, KindName
 from vscsi_emu.hostile import Hostility
 from vscsi_emu.journal import Kind, TmfRecord
 from vscsi_emu.virtio.scsi import show_address
@@ -36,6 +42,7 @@ from vscsi_emu.virtio.scsi import show_address
 if TYPE_CHECKING:
     from vscsi_emu.control.context import Context
     from vscsi_emu.disk import Disk
+    from vscsi_emu.faults.installed import Installed
     from vscsi_emu.hba import Hba
     from vscsi_emu.passthrough import PassthroughUnit
 
@@ -86,6 +93,8 @@ def _lun_state(disk: Disk, at: dict[str, list[str]]) -> LunState:
         write_cache=unit.mode_pages.write_cache,
         thin=unit.thin,
         paused=unit.paused,
+        iops=spec.iops,
+        bps=spec.bps,
         naa=disk.backend.naa,
         serial=disk.backend.serial,
         at=at,
@@ -205,13 +214,8 @@ async def lun_resize(
     """A new capacity, in bytes or as 64M or 3T; guests get a unit attention (CAPACITY DATA HAS
     CHANGED) and an event. An image file is made that long; a block device must have been resized
     before. Shrinking loses what is beyond the end."""
-    from vscsi_emu.backends.uri import SpecError, parse_size
-
     disk = context.disk(lun, hba)
-    try:
-        await disk.resize(size if isinstance(size, int) else parse_size(size))
-    except SpecError as error:
-        raise OperationError(str(error), "size") from None
+    await disk.resize(_size(size, "size") or 0)
     return _state(context, disk)
 
 
@@ -222,14 +226,38 @@ async def lun_set(
     hba: str | None = None,
     read_only: bool | None = None,
     cache: Literal["writeback", "writethrough"] | None = None,
+    iops: int | None = None,
+    bps: int | str | None = None,
+    iops_burst: int | None = None,
+    bps_burst: int | str | None = None,
 ) -> LunState:
-    """Changes a unit; guests get a unit attention (MODE PARAMETERS CHANGED) and an event. When
-    it returns, what a write cache held that is off now, is on the medium."""
+    """Changes a unit. With `read_only` or `cache` guests get a unit attention (MODE PARAMETERS
+    CHANGED) and an event; when it returns, what a write cache held that is off now, is on the
+    medium. `iops`, `bps`: the most commands, and bytes (or 64M), a second, 0 for no limit; the
+    bursts: what may come at once after a pause, a tenth of a second's by default."""
     disk = context.disk(lun, hba)
-    await disk.configure(
-        read_only=read_only, write_cache=None if cache is None else cache == "writeback"
-    )
+    rates = {
+        "iops": iops,
+        "bps": _size(bps, "bps"),
+        "iops_burst": iops_burst,
+        "bps_burst": _size(bps_burst, "bps_burst"),
+    }
+    if any(rate is not None for rate in rates.values()):
+        await disk.limit(**rates)
+    if read_only is not None or cache is not None:
+        await disk.configure(
+            read_only=read_only, write_cache=None if cache is None else cache == "writeback"
+        )
     return _state(context, disk)
+
+
+def _size(value: int | str | None, parameter: str) -> int | None:
+    from vscsi_emu.backends.uri import SpecError, parse_size
+
+    try:
+        return parse_size(value) if isinstance(value, str) else value
+    except SpecError as error:
+        raise OperationError(str(error), parameter) from None
 
 
 def _state(context: Context, disk: Disk) -> LunState:
@@ -263,6 +291,122 @@ async def lun_resume(context: Context, lun: str, hba: str | None = None) -> None
 async def lun_flush(context: Context, lun: str, hba: str | None = None) -> None:
     """What was written is on the medium when it returns."""
     await context.disk(lun, hba).flush()
+
+
+# ── Faults ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@method("fault.add")
+async def fault_add(
+    context: Context,
+    lun: str,
+    kind: KindName,
+    hba: str | None = None,
+    opcodes: list[int | str] | None = None,
+    lba: int | None = None,
+    blocks: int = 1,
+    nexus: str | None = None,
+    tag: int | None = None,
+    nth: int = 1,
+    every: int = 1,
+    times: int | None = None,
+    probability: float = 1.0,
+    seed: int = 0,
+    start: float = 0.0,
+    duration: float | None = None,
+    response: int | None = None,
+    status: int | None = None,
+    key: int | None = None,
+    code: int | None = None,
+    executed: bool | None = None,
+    seconds: float | None = None,
+    distribution: Distribution | None = None,
+    spread: float | None = None,
+    part: float | None = None,
+    writes: int | None = None,
+    spares: int | None = None,
+    function: Function | None = None,
+) -> FaultState:
+    """From now on commands of a unit go wrong; docs/faults.md has the kinds and what they take."""
+    wanted = {name: value for name, value in locals().items() if name in _FAULT_FIELDS}
+    return _add_fault(context, context.disk(lun, hba), wanted)
+
+
+_FAULT_FIELDS: Final = frozenset(field.name for field in fields(Fault))
+
+
+def _add_fault(context: Context, disk: Disk, wanted: dict[str, Any]) -> FaultState:
+    try:
+        fault = Fault(**wanted)
+    except FaultError as error:
+        raise OperationError(str(error), error.parameter) from None
+    try:
+        port = None if fault.nexus is None else context.hba(fault.nexus)
+    except OperationError as error:
+        raise OperationError(str(error), "nexus") from None
+    return _fault_state(context.service.faults.add(disk, fault, port))
+
+
+def _fault_state(installed: Installed) -> FaultState:
+    return FaultState(
+        id=installed.id,
+        lun=installed.disk.id,
+        fault=installed.fault,
+        met=installed.met,
+        hits=installed.hits,
+    )
+
+
+@method("fault.scsi_debug")
+async def fault_scsi_debug(
+    context: Context,
+    lun: str,
+    hba: str | None = None,
+    error: str | None = None,
+    opts: int = 0,
+    every_nth: int = 1,
+) -> list[FaultState]:
+    """Faults as Linux's scsi_debug takes them: a line for the `error` file of a device, or its
+    parameters `opts` and `every_nth`."""
+    from vscsi_emu.faults import scsi_debug
+
+    disk = context.disk(lun, hba)
+    try:
+        wanted = [] if error is None else scsi_debug.from_error(error)
+        wanted += scsi_debug.from_opts(opts, every_nth)
+    except FaultError as problem:
+        raise OperationError(str(problem), problem.parameter) from None
+    return [_fault_state(context.service.faults.add(disk, fault)) for fault in wanted]
+
+
+@method("fault.list")
+async def fault_list(
+    context: Context, lun: str | None = None, hba: str | None = None
+) -> list[FaultState]:
+    """The faults in effect, of one unit or of all, in the order they were added."""
+    disk = None if lun is None else context.disk(lun, hba)
+    return [_fault_state(fault) for fault in context.service.faults if disk in (None, fault.disk)]
+
+
+def _fault(context: Context, id: int) -> Installed:
+    found = context.service.faults.get(id)
+    if found is None:
+        raise OperationError(f"there is no fault {id}; see fault.list", "id")
+    return found
+
+
+@method("fault.release")
+async def fault_release(context: Context, id: int) -> None:
+    """Commands that a fault makes hang go on; those that come still hang."""
+    context.service.faults.release(_fault(context, id))
+
+
+@method("fault.remove")
+async def fault_remove(context: Context, id: int) -> FaultState:
+    """Ends a fault, and releases what it makes hang; its last numbers."""
+    found = _fault(context, id)
+    context.service.faults.remove(found)
+    return _fault_state(found)
 
 
 # ── Power ─────────────────────────────────────────────────────────────────────────────────────
@@ -376,6 +520,58 @@ async def limits_query(context: Context) -> Limits:
             for disk in units
         ],
     )
+
+
+@method("stats.query")
+async def stats_query(context: Context, histograms: bool = False) -> ServiceStatistics:
+    """What commands cost until now, by LUN and by queue: operations, bytes, percentiles of latency,
+    commands in flight, errors, and which gates are closed. `histograms`: with all buckets."""
+    luns = sources(context.service)
+    return await asyncio.to_thread(collect, luns, histograms=histograms)
+
+
+@method("trace.start")
+async def trace_start(
+    context: Context,
+    lun: list[str] | None = None,
+    hba: str | None = None,
+    opcode: list[str | int] | None = None,
+    errors: bool = False,
+    min_latency: float = 0.0,
+    data_bytes: int = 0,
+) -> None:
+    """From now on this connection gets notifications `trace`: the commands that end, in the order
+    in which they do, and how many were lost since it reads too slowly. Instead of the trace before.
+
+    Only those of these LUNs and operation codes (read, "WRITE SAME(16)", 0x28), all by default;
+    with `errors` only those that did not end with GOOD; only those that took at least `min_latency`
+    seconds. Each has the first `data_bytes` of its data, at most 65536."""
+    if not 0 <= data_bytes <= MAX_DATA:
+        raise OperationError(f"data_bytes {data_bytes} is not within 0 to {MAX_DATA}", "data_bytes")
+    if not 0 <= min_latency <= 3600:
+        raise OperationError(f"{min_latency:g} s are not within 0 to 3600", "min_latency")
+    codes: set[int] = set()
+    for name in opcode or ():
+        found = opcodes(str(name))
+        if not found:
+            raise OperationError(f"{name!r} is no command; as in READ(10), read, 0x28", "opcode")
+        codes |= found
+    context.trace(
+        Tracing(
+            context.service,
+            units=[context.disk(name, hba).unit for name in lun or ()],
+            opcodes=codes,
+            errors=errors,
+            min_latency=min_latency,
+            data_bytes=data_bytes,
+        )
+    )
+
+
+@method("trace.stop")
+async def trace_stop(context: Context) -> None:
+    """Ends this connection's trace."""
+    context.trace(None)
 
 
 @method("tmf.log")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from vscsi_emu.faults import Fault
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PassthroughState:
@@ -35,6 +37,10 @@ class LunState:
     """WCE now."""
     thin: bool
     paused: bool
+    iops: int | None
+    """Its limit."""
+    bps: int | None
+    """The same of bytes a second."""
     naa: str
     serial: str
     at: dict[str, list[str]]
@@ -157,3 +163,17 @@ class Limits:
 
     hbas: list[HbaLimits]
     luns: list[LunLimits]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FaultState:
+    """A fault that is in effect."""
+
+    id: int
+    lun: str
+    """Id of the unit."""
+    fault: Fault
+    met: int
+    """Commands, or task management functions, that it is for, whether or not their number was."""
+    hits: int
+    """Those that it took."""

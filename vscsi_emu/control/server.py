@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, Self
 from vscsi_emu.control import rpc, schema
 from vscsi_emu.control.context import Context
 from vscsi_emu.control.methods import METHODS
+from vscsi_emu.control.trace import TracedCommand, Tracing
 from vscsi_emu.journal import Record
 from vscsi_emu.service import StartError
 from vscsi_emu.transport.vhost_user.server import ListenError, listen, remove_socket
@@ -32,6 +33,10 @@ MAX_EVENTS: Final = 1024
 WRITE_SECONDS: Final = 30.0
 """A connection that reads nothing for so long is closed."""
 _MODE: Final = 0o600
+_TRACE_INTERVAL: Final = 0.05
+"""Seconds between two looks for traced commands."""
+_TRACE_BATCH: Final = 64
+"""Traced commands of one notification."""
 
 
 class Monitor:
@@ -107,7 +112,8 @@ class _Connection:
         self._missed = 0
         self._happened = asyncio.Event()
         self._unwatch: Callable[[], None] | None = None
-        context = Context(service, self._subscribe, self._quit)
+        self._tracing: asyncio.Task[None] | None = None
+        context = Context(service, self._subscribe, self._trace, self._quit)
         self._dispatcher = rpc.Dispatcher(METHODS, context)
 
     async def run(self, connection: socket.socket) -> None:
@@ -120,6 +126,7 @@ class _Connection:
         finally:
             if self._unwatch:
                 self._unwatch()
+            self._trace(None)
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
             # What the client does not read any more is not waited for.
@@ -175,3 +182,31 @@ class _Connection:
                 params = {**schema.to_json(record), "missed": missed}
                 self._writer.write(rpc.notification("event", params))
                 await self._writer.drain()
+
+    def _trace(self, tracing: Tracing | None) -> None:
+        if self._tracing:
+            self._tracing.cancel()
+        self._tracing = asyncio.create_task(self._tell_trace(tracing)) if tracing else None
+
+    async def _tell_trace(self, tracing: Tracing) -> None:
+        """What a client does not read in time is lost, and counted, where it is recorded."""
+        try:
+            while True:
+                await self._tell_traced(*tracing.take())
+                await asyncio.sleep(_TRACE_INTERVAL)
+        except ConnectionError:
+            return
+        finally:
+            tracing.end()
+
+    async def _tell_traced(self, records: list[TracedCommand], lost: int) -> None:
+        for batch in [
+            records[at : at + _TRACE_BATCH] for at in range(0, len(records), _TRACE_BATCH)
+        ]:
+            params = {"commands": schema.to_json(batch), "lost": 0}
+            self._writer.write(rpc.notification("trace", params))
+            await self._writer.drain()
+            await asyncio.sleep(0)  # others have their turn
+        if lost:
+            self._writer.write(rpc.notification("trace", {"commands": [], "lost": lost}))
+            await self._writer.drain()

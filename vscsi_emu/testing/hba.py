@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from vscsi_emu.control import Client
 from vscsi_emu.leftovers import Leftovers
 
 from .errors import ServerError, tail
@@ -28,7 +29,8 @@ class HbaProcess:
 
     It has one HBA with `luns`, values of ``--lun``, or what `config` says, the text of an
     ``hba.toml`` whose paths are relative to a directory of the server's own. `arguments` are
-    further ones of ``serve``. `ServerError` if it is not listening within `START_SECONDS`.
+    further ones of ``serve``. With `monitor` it can be asked and changed, by `control` or at that
+    path. `ServerError` if it is not listening within `START_SECONDS`.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class HbaProcess:
         *,
         queues: int | None = None,
         config: str | None = None,
+        monitor: bool = False,
         arguments: Sequence[str] = (),
     ) -> None:
         names = ["hba.sock"] if config is None else _socket_names(config)
@@ -52,6 +55,9 @@ class HbaProcess:
             command += ["--config", str(self._directory / "hba.toml")]
         command += [part for lun in luns for part in ("--lun", lun)]
         command += ["--queues", str(queues)] if queues is not None else []
+        self._control: Client | None = None
+        command += ["--monitor", str(self.monitor)] if monitor else []
+        self._awaited = [*self.sockets, self.monitor] if monitor else self.sockets
         try:
             with (self._directory / "log").open("wb") as log:
                 self._process = subprocess.Popen(
@@ -75,6 +81,20 @@ class HbaProcess:
     def socket(self) -> Path:
         """Where its first HBA listens."""
         return self.sockets[0]
+
+    @property
+    def monitor(self) -> Path:
+        """Where its monitor listens, if it has one."""
+        return self._directory / "monitor"
+
+    @property
+    def control(self) -> Client:
+        """Its monitor, where it was started with one."""
+        if self.monitor not in self._awaited:
+            raise ServerError("it has no monitor; start it with monitor=True")
+        if self._control is None:
+            self._control = Client(str(self.monitor))
+        return self._control
 
     @property
     def pid(self) -> int:
@@ -112,6 +132,8 @@ class HbaProcess:
         trace: TracebackType | None,
     ) -> None:
         try:
+            if self._control:
+                self._control.close()
             if self.running:
                 self.terminate()
             if error is not None and self.log:
@@ -121,7 +143,7 @@ class HbaProcess:
 
     def _await_socket(self) -> None:
         deadline = time.monotonic() + START_SECONDS
-        while not all(map(_listening, self.sockets)):
+        while not all(map(_listening, self._awaited)):
             if not self.running:
                 raise ServerError(
                     f"{PROGRAM} serve exited with {self._process.returncode}\n{tail(self.log)}"

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from vscsi_emu.api import Hba
+from vscsi_emu.control.trace import Recent
 
+from .faults import InjectedFault, inject, injected
 from .guest import LinuxGuest
 from .qemu import QemuGuest
 from .uml import UmlGuest
@@ -20,9 +22,11 @@ from .uml import UmlGuest
 if TYPE_CHECKING:
     from vscsi_emu.driver.host import ScsiHost
     from vscsi_emu.driver.virtio_scsi import Options
+    from vscsi_emu.faults.vocabulary import KindName
     from vscsi_emu.journal import Record
 
 _RECORDS: Final = 40
+_COMMANDS: Final = 20
 
 Kind = Literal["uml", "qemu"]
 
@@ -52,6 +56,14 @@ class ScsiDisk:
         """Another capacity, in bytes or as ``64M``."""
         self.hba.control.lun_resize(lun=self.id, size=str(size))
 
+    def inject(self, kind: KindName, **fields: Any) -> InjectedFault:
+        """From now on its commands go wrong: `vscsi_emu.testing.faults.inject`."""
+        return inject(self.hba, self.id, kind, **fields)
+
+    def injected(self, kind: KindName, **fields: Any) -> AbstractContextManager[InjectedFault]:
+        """As `inject`, until the context is left."""
+        return injected(self.hba, self.id, kind, **fields)
+
     def remove(self) -> None:
         """Unplugs it; what still runs is ended."""
         self.hba.control.lun_remove(lun=[f"{self.target}:{self.lun}"], force=True)
@@ -80,6 +92,7 @@ class Lab:
     def __enter__(self) -> Self:
         with ExitStack() as stack:
             stack.enter_context(self.hba)
+            self.recent = stack.enter_context(Recent(self.hba.service))
             self.hba.call(self._watch)
             self._stack = stack.pop_all()
         return self
@@ -97,7 +110,7 @@ class Lab:
             self._stack.close()
 
     async def _watch(self) -> None:
-        self.hba.journal.watch(self._records.append)
+        self.hba.service.journal.watch(self._records.append)
 
     @property
     def socket(self) -> Path:
@@ -111,17 +124,22 @@ class Lab:
         block_size: int = 512,
         at: str | None = None,
         uri: str | None = None,
+        faults: Sequence[KindName | Mapping[str, Any]] = (),
         **keys: str | int | bool,
     ) -> ScsiDisk:
         """Plugs a disk in: of memory, or what `uri` names. `at`: TARGET:LUN, by default LUN 0 of
         the first target that has none. `keys` are those of ``--lun``, with underscores
-        (`write_cache` has the name ``cache``). `OperationError`."""
+        (`write_cache` has the name ``cache``). `faults`: what goes wrong from the beginning, kinds
+        or `{"kind": kind, **fields}` as `ScsiDisk.inject` takes them. `OperationError`."""
         parts = [uri or f"mem:{size}", f"block-size={block_size}"]
         parts += [f"{key.replace('_', '-')}={_value(value)}" for key, value in keys.items()]
         text = ",".join(part.replace(",", ",,") for part in parts)
         (added,) = self.hba.control.lun_add(luns=[f"{at}={text}" if at else text])
         target, _, lun = added.lun.partition(":")
-        return ScsiDisk(self.hba, added.id, int(target), int(lun))
+        disk = ScsiDisk(self.hba, added.id, int(target), int(lun))
+        for fault in faults:
+            disk.inject(**({"kind": fault} if isinstance(fault, str) else fault))
+        return disk
 
     def builtin_guest(self, options: Options | None = None) -> ScsiHost:
         """Our own driver in this process, the disks that are there now found; until the end."""
@@ -161,6 +179,7 @@ class Lab:
             for address in lun.at.get(hba.name, ())
         ]
         lines += [_line(record) for record in list(self._records)]
+        lines += [f"  {command}" for command in self.recent(_COMMANDS)]
         return "\n".join(lines)
 
 

@@ -60,8 +60,8 @@ def vhost_user_socket(scsi_lab: Lab) -> Path:
 
 @pytest.fixture
 def scsi_disk(scsi_lab: Lab) -> Callable[..., ScsiDisk]:
-    """`scsi_disk(size="64M", block_size=512, at=None, uri=None, **keys)` plugs a disk into the
-    HBA: `Lab.scsi_disk`."""
+    """`scsi_disk(size="64M", block_size=512, at=None, uri=None, faults=(), **keys)` plugs a disk
+    into the HBA: `Lab.scsi_disk`."""
     return scsi_lab.scsi_disk
 
 

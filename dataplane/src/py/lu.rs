@@ -7,11 +7,14 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyTuple};
 
 use super::by_identity;
+use super::fault::FaultRule;
 use super::inbox::Inbox;
 use super::passthrough::Passthrough;
 use super::space::Space;
+use super::stats::Statistics;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
+use crate::limits::Rate;
 use crate::passthrough::engine::PassthroughEngine;
 use crate::policy::Qerr;
 use crate::{engine, lu, policy, task_set};
@@ -384,6 +387,16 @@ impl Lu {
         Engine(self.0.engine.clone())
     }
 
+    fn set_faults(&self, rules: Vec<PyRef<'_, FaultRule>>) {
+        let rules = rules.iter().map(|rule| rule.0.clone());
+        self.0.faults.set(rules.collect());
+    }
+
+    fn set_limits(&self, commands: (u64, u64), bytes: (u64, u64)) {
+        let rate = |(per_second, burst)| Rate { per_second, burst };
+        self.0.limits.set(rate(commands), rate(bytes));
+    }
+
     #[getter]
     fn errors(&self) -> (u64, u64, u64, u64) {
         self.0.errors.load().into()
@@ -445,6 +458,14 @@ impl Nexus {
     #[getter]
     fn pending(&self) -> u32 {
         self.0.gate.pending()
+    }
+
+    #[getter]
+    fn statistics(&self) -> HashMap<u16, Statistics> {
+        let queues = self.0.stats.snapshot().into_iter();
+        queues
+            .map(|(queue, snapshot)| (queue, Statistics(snapshot)))
+            .collect()
     }
 
     #[getter]

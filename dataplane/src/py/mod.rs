@@ -1,6 +1,7 @@
 //! Python bindings: thin wrappers, no logic. `vscsi_emu/_dataplane.pyi` documents them.
 
 mod copy;
+mod fault;
 mod hostile;
 mod inbox;
 mod interrupt;
@@ -12,6 +13,8 @@ mod port;
 mod queue;
 mod scan;
 mod space;
+mod stats;
+mod trace;
 mod volatile;
 mod worker;
 
@@ -70,6 +73,8 @@ mod dataplane {
     #[pymodule_export]
     use super::copy::{Copy, Watch};
     #[pymodule_export]
+    use super::fault::FaultRule;
+    #[pymodule_export]
     use super::hostile::Hostility;
     #[pymodule_export]
     use super::inbox::{Command, Control, Inbox, Notice, Transfer};
@@ -91,6 +96,10 @@ mod dataplane {
     use super::scan::Scan;
     #[pymodule_export]
     use super::space::Space;
+    #[pymodule_export]
+    use super::stats::Statistics;
+    #[pymodule_export]
+    use super::trace::{Trace, TraceRecord};
     #[pymodule_export]
     use super::volatile::VolatileCache;
     #[pymodule_export]

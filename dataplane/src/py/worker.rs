@@ -2,10 +2,12 @@ use std::sync::Arc;
 
 use pyo3::prelude::*;
 
+use super::fault::FaultRule;
 use super::inbox::Inbox;
 use super::lu::{Lu, Nexus};
 use super::memory::GuestMemory;
 use super::port::Port;
+use super::trace::Trace;
 use crate::task::Ending;
 use crate::worker::{self, Scope};
 
@@ -79,6 +81,12 @@ impl Worker {
         self.0.query(token, scope(port, lu, nexus, tag, None));
     }
 
+    #[pyo3(signature = (lu, rule=None))]
+    fn release(&self, lu: &Lu, rule: Option<&FaultRule>) {
+        self.0
+            .release(lu.0.clone(), rule.map(|rule| rule.0.clone()));
+    }
+
     #[pyo3(signature = (token, *, lu=None))]
     fn quiesce(&self, token: u64, lu: Option<&Lu>) {
         self.0.quiesce(token, scope(None, lu, None, None, None));
@@ -86,6 +94,10 @@ impl Worker {
 
     fn quiesce_range(&self, token: u64, memory: &GuestMemory, iova: u64, size: u64) {
         self.0.quiesce_range(token, memory.0.clone(), iova, size);
+    }
+
+    fn trace(&self, trace: &Trace) {
+        self.0.trace(trace.0.clone());
     }
 
     fn stop(&self, py: Python<'_>) {

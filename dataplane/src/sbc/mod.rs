@@ -156,6 +156,44 @@ pub fn plan(
     }
 }
 
+/// The blocks that a command's CDB names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Blocks {
+    pub lba: u64,
+    pub count: u64,
+    /// They are all that it transfers, in order.
+    pub transferred: bool,
+}
+
+impl Blocks {
+    /// The LBA behind the last one.
+    pub fn end(&self) -> u64 {
+        self.lba.saturating_add(self.count)
+    }
+}
+
+/// None: not a media command, or its blocks are in its parameter list.
+pub fn blocks(cdb: &[u8]) -> Option<Blocks> {
+    let cdb = Cdb::parse(cdb).ok()?;
+    let to_the_end = match cdb.command {
+        Command::Unmap => return None,
+        Command::SynchronizeCache | Command::PreFetch | Command::WriteSame => cdb.count == 0,
+        Command::GetLbaStatus => true,
+        _ => false,
+    };
+    let count = match cdb.command {
+        _ if to_the_end => u64::MAX,
+        // The count is of bytes.
+        Command::WriteLong => 1,
+        _ => cdb.count,
+    };
+    Some(Blocks {
+        lba: cdb.lba,
+        count,
+        transferred: matches!(cdb.command, Command::Read | Command::Write),
+    })
+}
+
 /// Whether a command runs beside others of its logical unit or alone. `counts_space`: of
 /// [`Engine::counts_space`].
 pub fn turn(cdb: &[u8], counts_space: bool) -> Turn {

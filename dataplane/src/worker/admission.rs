@@ -89,8 +89,16 @@ impl Thread {
         self.process(task.slot, nexus, route);
     }
 
-    /// Sends an enabled command its way.
     fn process(&mut self, slot: u32, nexus: &Nexus, route: Route) {
+        if nexus.lu.faults.any() || nexus.lu.limits.any() {
+            self.meet_faults(slot, nexus, route);
+        } else {
+            self.send(slot, nexus, route);
+        }
+    }
+
+    /// Sends an enabled command its way.
+    pub(super) fn send(&mut self, slot: u32, nexus: &Nexus, route: Route) {
         let task = self.tasks.get(slot);
         let copy = match route {
             Route::Media(class) if nexus.gate.enter(class) => return self.execute(slot),
@@ -141,7 +149,7 @@ impl Thread {
         tasks.retain(|task| {
             let dormant = self.tasks.get(task.slot).state == State::Dormant;
             if dormant {
-                self.respond(task.slot, &Response::status(wire::STATUS_BUSY));
+                self.end(task.slot, &Response::status(wire::STATUS_BUSY));
             }
             !dormant
         });

@@ -33,6 +33,10 @@ impl Drains {
         }
     }
 
+    pub fn wait_for(&self, task: TaskRef) -> bool {
+        self.0.iter().any(|drain| drain.waiting.contains(&task))
+    }
+
     pub fn completed(&mut self, task: TaskRef, done: &mut Vec<(u64, u64)>) {
         self.0.retain_mut(|drain| {
             drain.waiting.remove(&task);

@@ -4,10 +4,13 @@
 //! `Reply` to answer a task. All of them only put `Mail` into the worker's mailbox; the worker's
 //! state belongs to its thread alone (`thread.rs`).
 
+mod account;
 mod admission;
 mod drain;
+mod fault;
 mod queue;
 mod thread;
+mod timers;
 mod uring;
 
 use std::io;
@@ -17,6 +20,7 @@ use std::sync::{mpsc, Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use crate::event::{Event, Kick};
+use crate::fault::Rule;
 use crate::inbox::Inbox;
 use crate::lu::{Lu, Nexus};
 use crate::memory::GuestMemory;
@@ -28,6 +32,7 @@ use crate::ring::{self, RingConfig, RingError};
 use crate::sbc::Outcome;
 use crate::task::{Ending, TaskRef};
 use crate::task_set::{Held, Role};
+use crate::trace::Trace;
 use crate::turn::Turn;
 use crate::wire;
 
@@ -149,6 +154,11 @@ pub(crate) enum Mail {
         scope: Scope,
         held: Option<Held>,
     },
+    /// What waits for `rule`, or for the unit's limits, goes on.
+    Release {
+        lu: Arc<Lu>,
+        rule: Option<Arc<Rule>>,
+    },
     Query {
         token: u64,
         scope: Scope,
@@ -157,6 +167,7 @@ pub(crate) enum Mail {
         token: u64,
         scope: Scope,
     },
+    Trace(Arc<Trace>),
     QuiesceRange {
         token: u64,
         memory: Arc<GuestMemory>,
@@ -470,12 +481,23 @@ impl Worker {
         });
     }
 
+    /// Commands of `lu` that `rule` keeps back go on; None: those that its limits do, at the new
+    /// ones.
+    pub fn release(&self, lu: Arc<Lu>, rule: Option<Arc<Rule>>) {
+        self.mailbox.post(Mail::Release { lu, rule });
+    }
+
     pub fn query(&self, token: u64, scope: Scope) {
         self.mailbox.post(Mail::Query { token, scope });
     }
 
     pub fn quiesce(&self, token: u64, scope: Scope) {
         self.mailbox.post(Mail::Quiesce { token, scope });
+    }
+
+    /// From now on `trace` gets a record of each command that ends here, until it is ended.
+    pub fn trace(&self, trace: Arc<Trace>) {
+        self.mailbox.post(Mail::Trace(trace));
     }
 
     /// Done once no ring and no task, whoever has it, uses a translation of these I/O addresses

@@ -8,8 +8,11 @@ use std::sync::Arc;
 use libc::iovec;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
+use super::account::Account;
 use super::drain::Drains;
+use super::fault;
 use super::queue::Run;
+use super::timers::Timers;
 use super::uring::Uring;
 use super::{Answer, Kind, Mail, Mailbox, Reply, Scope};
 use crate::engine::{Io, IoKind, Partial};
@@ -40,15 +43,16 @@ const POLL_INTERVAL_MS: i32 = 1;
 
 const MAILBOX: u64 = u64::MAX;
 const URING: u64 = u64::MAX - 1;
+const TIMER: u64 = u64::MAX - 2;
 
 /// What a response says.
 pub(super) struct Response<'a> {
-    response: u8,
+    pub response: u8,
     pub status: u8,
     pub sense: &'a [u8],
     /// Data-out bytes consumed and data-in bytes produced.
-    out: u64,
-    data_in: u64,
+    pub out: u64,
+    pub data_in: u64,
 }
 
 impl Response<'_> {
@@ -77,7 +81,7 @@ impl Response<'_> {
 }
 
 /// Work for a pool thread, with pointers into a task that stays until the answer is in.
-struct Sendable<T>(T);
+pub(super) struct Sendable<T>(pub T);
 
 // SAFETY: the iovecs inside point into guest memory that the task's `chain.map` keeps mapped.
 unsafe impl<T> Send for Sendable<T> {}
@@ -90,7 +94,9 @@ pub(super) struct Thread {
     pub(super) queues: Vec<Option<Run>>,
     keys: HashMap<u64, usize>,
     pub(super) tasks: Slab,
-    drains: Drains,
+    pub(super) account: Account,
+    pub(super) drains: Drains,
+    pub(super) timers: Timers,
     /// Queues that may have chains.
     ready: VecDeque<usize>,
     /// Queues with something to publish or to end at the turn's end.
@@ -98,7 +104,7 @@ pub(super) struct Thread {
     /// Ended calls, told to Python after the used entries they wait for are published.
     done: Vec<(u64, u64)>,
     completions: Vec<(u64, i32)>,
-    copied: usize,
+    pub(super) copied: usize,
     /// A response being put together.
     response: Vec<u8>,
     /// Queues to look at without kicks.
@@ -114,6 +120,9 @@ impl Thread {
         let epoll = Epoll::new()?;
         let mail = EpollEvent::new(EventSet::IN, MAILBOX);
         epoll.ctl(ControlOperation::Add, mailbox.as_fd().as_raw_fd(), mail)?;
+        let timers = Timers::new()?;
+        let timer = EpollEvent::new(EventSet::IN, TIMER);
+        epoll.ctl(ControlOperation::Add, timers.fd(), timer)?;
         let uring = if io_uring { Uring::new().ok() } else { None };
         if let Some(uring) = &uring {
             epoll.ctl(
@@ -130,7 +139,9 @@ impl Thread {
             queues: Vec::new(),
             keys: HashMap::new(),
             tasks: Slab::default(),
+            account: Account::new(),
             drains: Drains::default(),
+            timers,
             ready: VecDeque::new(),
             touched: Vec::new(),
             done: Vec::new(),
@@ -163,6 +174,7 @@ impl Thread {
             self.open(mail);
         }
         self.reap();
+        self.expire();
         for _ in 0..self.ready.len() {
             if let Some(key) = self.ready.pop_front() {
                 self.serve(key);
@@ -193,6 +205,7 @@ impl Thread {
         if !self.mailbox.fall_asleep() {
             timeout = 0;
         }
+        self.timers.arm();
         let mut events = [EpollEvent::default(); 32];
         // EINTR is a wake-up like any other.
         let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
@@ -200,7 +213,7 @@ impl Thread {
         for event in &events[..count] {
             match event.data() {
                 MAILBOX => rung = true,
-                URING => {}
+                URING | TIMER => {}
                 key => {
                     let key = key as usize;
                     if let Some(kick) = self.queue(key).and_then(|queue| queue.kick.as_ref()) {
@@ -353,6 +366,7 @@ impl Thread {
         if let Err(error) = queue.ring.suppress_kicks() {
             return self.failed(key, &error);
         }
+        self.account.look_again();
         for _ in 0..BUDGET {
             let slot = self.tasks.reserve();
             // Not `self.queue`: the task is borrowed from the slab at the same time.
@@ -363,6 +377,7 @@ impl Thread {
             match queue.take(&mut task.chain) {
                 Ok(true) => {
                     task.queue = key;
+                    task.taken = self.account.taken();
                     let kind = queue.handle.kind;
                     self.idle_turns = 0;
                     if kind == Kind::Control {
@@ -513,6 +528,7 @@ impl Thread {
                 self.abort(token, ending, &scope);
                 drop(held);
             }
+            Mail::Release { lu, rule } => self.release(&lu, rule.as_ref()),
             Mail::Query { token, scope } => {
                 self.take_offered(&scope);
                 let count = self.matching(&scope).len() as u64;
@@ -543,6 +559,7 @@ impl Thread {
                 self.drains
                     .add(token, waiting.len() as u64, waiting, &mut self.done);
             }
+            Mail::Trace(trace) => self.account.traces.add(trace),
             Mail::Shutdown => {
                 self.shutdown = true;
                 let ids: Vec<_> = self.keys.keys().copied().collect();
@@ -608,7 +625,7 @@ impl Thread {
             .map(|(slot, _)| slot)
             .collect();
         for slot in undecided {
-            self.respond(slot, &Response::transport(response));
+            self.end(slot, &Response::transport(response));
         }
     }
 
@@ -741,7 +758,7 @@ impl Thread {
         for task in &hit {
             let found = self.tasks.get(task.slot);
             if found.state != State::Running {
-                self.respond(task.slot, &Response::ending(ending));
+                self.end(task.slot, &Response::ending(ending));
             } else {
                 found.aborted = Some(ending);
                 waiting.insert(*task);
@@ -802,6 +819,8 @@ impl Thread {
         task.data_in_len = writable.saturating_sub(response_len as u64);
         if readable < header_len as u64 || writable < response_len as u64 {
             task.sense_size = task.sense_size.min(writable as usize - CMD_RESP_FIXED);
+            task.header = CmdReq::default();
+            task.cdb.fill(0);
             return self.respond(slot, &Response::transport(wire::S_FAILURE));
         }
         let mut header = [0; CMD_REQ_FIXED + MAX_CDB];
@@ -821,6 +840,7 @@ impl Thread {
             }
             port::Route::Python => self.ask_python(slot, MAX_COPY),
             port::Route::Unit(nexus) => {
+                nexus.stats.begin(queue.handle.index);
                 task.nexus = Some(nexus);
                 self.enter(slot);
             }
@@ -889,7 +909,7 @@ impl Thread {
     }
 
     /// Python has decided: the gate may open again when this was the last one.
-    fn settle(&mut self, slot: u32) {
+    pub(super) fn settle(&mut self, slot: u32) {
         let task = self.tasks.get(slot);
         if std::mem::take(&mut task.pending) {
             if let Some(nexus) = &task.nexus {
@@ -1017,17 +1037,23 @@ impl Thread {
         self.respond(slot, &response);
     }
 
-    fn start_io(&mut self, slot: u32, io: Io) {
+    fn start_io(&mut self, slot: u32, mut io: Io) {
         let task = self.tasks.get(slot);
-        let Some(nexus) = &task.nexus else { return };
         task.iov.clear();
         match io.kind {
             IoKind::Read => task.iov.extend_from_slice(&task.data_in),
             IoKind::Write => task.iov.extend_from_slice(&task.data_out),
             _ => {}
         }
+        let block_size = task.policy.as_ref().map_or(1, |policy| policy.block_size);
+        let corruption = fault::plan_io(&mut task.fault, &mut io, block_size.into());
         sbc::trim(&mut task.iov, io.len);
         task.io = Some(io);
+        if let Some(corruption) = corruption {
+            return self.run_corrupted(slot, corruption, block_size.into());
+        }
+        let task = self.tasks.get(slot);
+        let Some(nexus) = &task.nexus else { return };
         let engine = &nexus.lu.engine;
         if let Some(result) = engine.try_now(&io, &task.iov) {
             return self.io_done(slot, result);
@@ -1061,7 +1087,7 @@ impl Thread {
         });
     }
 
-    fn on_pool(&mut self, slot: u32, work: impl FnOnce() -> Answer + Send + 'static) {
+    pub(super) fn on_pool(&mut self, slot: u32, work: impl FnOnce() -> Answer + Send + 'static) {
         let mailbox = self.mailbox.clone();
         let task = TaskRef {
             slot,
@@ -1110,7 +1136,7 @@ impl Thread {
         self.outcome(slot, &outcome);
     }
 
-    fn outcome(&mut self, slot: u32, outcome: &Outcome) {
+    pub(super) fn outcome(&mut self, slot: u32, outcome: &Outcome) {
         let task = self.tasks.get(slot);
         if let Some(nexus) = &task.nexus {
             nexus.lu.errors.note(task.cdb(), outcome);
@@ -1130,6 +1156,9 @@ impl Thread {
     /// Writes a command's response. Every command ends here, except one without room for it.
     pub(super) fn respond(&mut self, slot: u32, response: &Response<'_>) {
         let task = self.tasks.get(slot);
+        if let Some(fault) = task.fault.take() {
+            return self.respond_wrongly(slot, response, &fault);
+        }
         let Some(queue) = self.queues[task.queue].as_ref() else {
             return;
         };
@@ -1158,12 +1187,21 @@ impl Thread {
             Cursor::new(&task.chain.writable).write(bytes);
             used += response.data_in;
         }
+        if queue.handle.kind == Kind::Request {
+            self.account.ended(task, queue, response);
+        }
         let checked = response.status == wire::STATUS_CHECK_CONDITION;
         self.settle(slot);
         if checked {
             self.check_condition(slot);
         }
         self.complete(slot, u32::try_from(used).unwrap_or(u32::MAX));
+    }
+
+    /// Ends a task before its time, whatever was still planned for it.
+    pub(super) fn end(&mut self, slot: u32, response: &Response<'_>) {
+        self.tasks.get(slot).fault = None;
+        self.respond(slot, response);
     }
 
     /// A chain without room for an answer: its ring is broken, its entry never used.
@@ -1183,7 +1221,10 @@ impl Thread {
             generation: task.generation,
         };
         let (key, head) = (task.queue, task.chain.head);
-        self.copied -= task.copied;
+        self.copied -= std::mem::take(&mut task.copied);
+        if let Some(due) = task.due.take() {
+            self.timers.remove(due, task_ref);
+        }
         if let (Place::Dormant(ticket), Some(nexus)) = (task.place, &task.nexus) {
             // Otherwise its wake is under way; it will find nobody.
             self.owed -= usize::from(nexus.lu.tasks.cancel(&nexus.part, ticket));

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from vscsi_emu.disk import OperationError
+from vscsi_emu.driver.disk import DiskError
 from vscsi_emu.driver.host import Change, Kind
 from vscsi_emu.testing import Lab
 
@@ -56,6 +57,20 @@ def test_an_image_may_have_commas_in_its_name(tmp_path: Path) -> None:
         assert lab.builtin_guest().disks[0, 0].read(0, 1).startswith(b"here")
 
 
+def test_disks_are_broken_on_purpose() -> None:
+    with Lab() as lab:
+        disk = lab.scsi_disk("1M", faults=[{"kind": "medium-error", "lba": 7, "blocks": 2}])
+        seen = lab.builtin_guest().disks[disk.address]
+        assert seen.read(0, 7) == bytes(7 * 512)
+        with pytest.raises(DiskError):
+            seen.read(6, 4)
+        with disk.injected("write-error") as fault:
+            with pytest.raises(DiskError):
+                seen.write(0, b"x" * 512)
+            assert fault.hits == 1
+        seen.write(0, b"x" * 512)
+
+
 def fail() -> None:
     with Lab("3:1=mem:1M,ro") as lab:
         lab.builtin_guest()
@@ -80,3 +95,11 @@ def test_nothing_stays() -> None:
         assert list(directory.iterdir()) == [path]
     assert not directory.exists()
     assert threading.active_count() == threads
+
+
+def test_a_failure_shows_the_last_commands_decoded() -> None:
+    with Lab() as lab:
+        lab.scsi_disk(size="1M")
+        guest = lab.builtin_guest()
+        guest.device.execute(0, 0, bytes.fromhex("28000000000700000100"), data_in_length=512)
+        assert "0:0 READ(10) lba=7 blocks=1 → GOOD (512 bytes, " in lab.report()

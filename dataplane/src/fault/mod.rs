@@ -1,0 +1,242 @@
+//! Faults to order: rules of a logical unit that say which commands go wrong, and how.
+//!
+//! Matching is deterministic: what is drawn at random follows from a rule's seed and from how many
+//! commands it has met before, on whatever worker.
+
+pub mod data;
+mod random;
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use crate::port::Port;
+use crate::sbc;
+use crate::sense::SenseInfo;
+use data::Corruption;
+pub use random::Delay;
+use random::Draw;
+
+/// What a rule is for. All that is given must hold.
+#[derive(Default)]
+pub struct When {
+    /// OPERATION CODEs; none: all.
+    pub opcodes: Vec<u8>,
+    /// First and last LBA: media commands that touch one of these blocks.
+    pub blocks: Option<(u64, u64)>,
+    pub port: Option<Weak<Port>>,
+    pub tag: Option<u64>,
+    pub from: Option<Instant>,
+    pub until: Option<Instant>,
+    /// Of the commands for which all this holds, the first ones that it spares,
+    pub skip: u64,
+    /// and then it takes the first of so many each time; 0 and 1: all.
+    pub every: u64,
+    /// The most that it takes; 0: no limit.
+    pub times: u64,
+    /// Of those so far, the part that it takes.
+    pub probability: Option<f64>,
+    pub seed: u64,
+}
+
+/// How a command ends instead.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Answer {
+    /// `VIRTIO_SCSI_S_*`.
+    pub response: u8,
+    pub status: u8,
+    pub sense: Option<SenseInfo>,
+    /// It is executed all the same.
+    pub executed: bool,
+    /// The error is at the first block of the rule's range: what comes before it is transferred,
+    /// and INFORMATION is its address.
+    pub located: bool,
+}
+
+/// What happens to a command.
+#[derive(Default)]
+pub struct Action {
+    pub delay: Option<Delay>,
+    /// It waits until it is released.
+    pub hang: bool,
+    pub answer: Option<Answer>,
+    /// The part of its data that is transferred.
+    pub short: Option<f64>,
+    pub corruption: Option<Corruption>,
+    /// It is executed, but the driver never learns of that.
+    pub lose: bool,
+}
+
+pub struct Rule {
+    when: When,
+    then: Action,
+    met: AtomicU64,
+    hits: AtomicU64,
+}
+
+impl Rule {
+    pub fn new(when: When, then: Action) -> Self {
+        Self {
+            when,
+            then,
+            met: AtomicU64::new(0),
+            hits: AtomicU64::new(0),
+        }
+    }
+
+    /// Commands that fit, whether or not their number did.
+    pub fn met(&self) -> u64 {
+        self.met.load(Ordering::Relaxed)
+    }
+
+    /// Commands that it took.
+    pub fn hits(&self) -> u64 {
+        self.hits.load(Ordering::Relaxed)
+    }
+
+    fn fits(&self, command: &Command<'_>) -> bool {
+        let when = &self.when;
+        (when.opcodes.is_empty() || when.opcodes.contains(&command.cdb[0]))
+            && when
+                .port
+                .as_ref()
+                .is_none_or(|port| std::ptr::eq(port.as_ptr(), Arc::as_ptr(command.port)))
+            && when.tag.is_none_or(|tag| tag == command.tag)
+            && when.from.is_none_or(|from| command.now >= from)
+            && when.until.is_none_or(|until| command.now < until)
+            && when.blocks.is_none_or(|(first, last)| {
+                command
+                    .blocks
+                    .as_ref()
+                    .is_some_and(|blocks| blocks.lba <= last && blocks.end() > first)
+            })
+    }
+
+    /// Whether this command, which fits, is one to take; and what is drawn for it.
+    fn take(&self) -> Option<Draw> {
+        let when = &self.when;
+        let number = self.met.fetch_add(1, Ordering::Relaxed);
+        let draw = Draw::new(when.seed, number);
+        let after = number.checked_sub(when.skip)?;
+        let counted = after % when.every.max(1) == 0;
+        if !counted || when.probability.is_some_and(|part| draw.chance() >= part) {
+            return None;
+        }
+        self.hits
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |hits| {
+                (when.times == 0 || hits < when.times).then_some(hits + 1)
+            })
+            .ok()
+            .map(|_| draw)
+    }
+}
+
+/// A command as rules see it.
+pub struct Command<'a> {
+    pub port: &'a Arc<Port>,
+    pub tag: u64,
+    pub cdb: &'a [u8],
+    pub blocks: Option<sbc::Blocks>,
+    pub now: Instant,
+}
+
+/// How much of a command's data is transferred.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Part {
+    Fraction(f64),
+    Blocks(u64),
+}
+
+impl Part {
+    /// Bytes, in whole blocks. Of any part at least one: a driver that goes on where a command
+    /// ended gets on.
+    pub fn of(self, len: u64, block_size: u64) -> u64 {
+        match self {
+            Self::Fraction(part) => {
+                let bytes = (len as f64 * part) as u64;
+                bytes
+                    .div_ceil(block_size)
+                    .saturating_mul(block_size)
+                    .min(len)
+            }
+            Self::Blocks(blocks) => blocks.saturating_mul(block_size).min(len),
+        }
+    }
+}
+
+/// What is to happen to one command, of all rules that took it.
+#[derive(Default)]
+pub struct Planned {
+    pub hang: Option<Arc<Rule>>,
+    pub delay: Duration,
+    pub answer: Option<Answer>,
+    pub part: Option<Part>,
+    /// With what is drawn for it.
+    pub corruption: Option<(Corruption, u64)>,
+    pub lose: bool,
+}
+
+impl Planned {
+    /// Delays add up; of the rest the first rule's stands.
+    fn add(&mut self, rule: &Arc<Rule>, draw: &Draw, blocks: Option<&sbc::Blocks>) {
+        let then = &rule.then;
+        if then.hang && self.hang.is_none() {
+            self.hang = Some(rule.clone());
+        }
+        if let Some(delay) = &then.delay {
+            self.delay += delay.draw(draw);
+        }
+        if let (None, Some(mut answer)) = (self.answer, then.answer) {
+            if let (true, Some(blocks)) = (answer.located, blocks) {
+                let bad = rule.when.blocks.map_or(0, |(first, _)| first);
+                let before = bad.saturating_sub(blocks.lba);
+                answer.sense = answer
+                    .sense
+                    .map(|sense| sense.information(blocks.lba + before));
+                if before > 0 && blocks.transferred {
+                    answer.executed = true;
+                    self.part = Some(Part::Blocks(before));
+                }
+            }
+            self.answer = Some(answer);
+        }
+        self.part = self.part.or(then.short.map(Part::Fraction));
+        let corruption = then
+            .corruption
+            .map(|corruption| (corruption, draw.number()));
+        self.corruption = self.corruption.or(corruption);
+        self.lose |= then.lose;
+    }
+}
+
+/// The rules of a logical unit. While there are none, nobody pays for them.
+#[derive(Default)]
+pub struct Rules {
+    some: AtomicBool,
+    list: ArcSwap<Vec<Arc<Rule>>>,
+}
+
+impl Rules {
+    pub fn set(&self, rules: Vec<Arc<Rule>>) {
+        let some = !rules.is_empty();
+        self.list.store(Arc::new(rules));
+        self.some.store(some, Ordering::Release);
+    }
+
+    pub fn any(&self) -> bool {
+        self.some.load(Ordering::Relaxed)
+    }
+
+    pub fn plan(&self, command: &Command<'_>) -> Option<Box<Planned>> {
+        let mut planned = None;
+        for rule in self.list.load().iter().filter(|rule| rule.fits(command)) {
+            if let Some(draw) = rule.take() {
+                let planned: &mut Box<Planned> = planned.get_or_insert_default();
+                planned.add(rule, &draw, command.blocks.as_ref());
+            }
+        }
+        planned
+    }
+}

@@ -1,0 +1,372 @@
+"""Faults to order, as a driver sees them: each kind, what it is counted by, and what ends it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+
+from tests.conformance import cdb
+from tests.conformance.cdb import GOOD, Disk
+from tests.conformance.task_set import Node
+from tests.unit.control.monitor import TIMEOUT, monitored
+from tests.unit.transport.harness import attached
+from vscsi_emu.control import Client, RpcError
+from vscsi_emu.driver.request import Result
+from vscsi_emu.driver.scan import sense_key
+from vscsi_emu.faults.vocabulary import KINDS, KindName
+from vscsi_emu.testing.faults import inject, injected
+from vscsi_emu.virtio.scsi import Response, TmfType
+
+BUSY, TASK_SET_FULL, CONFLICT = 0x08, 0x28, 0x18
+OLD, NEW = b"o" * 2048, b"n" * 2048
+BLOCKS = len(OLD) // 512
+
+
+@dataclass(frozen=True)
+class Rig:
+    """A unit 0:0 and its driver."""
+
+    control: Client
+    node: Node
+    disk: Disk
+
+    def read(self, lba: int = 0, blocks: int = BLOCKS) -> Result:
+        return self.disk.run(cdb.read_10(lba, blocks), data_in_length=blocks * 512)
+
+    def write(self, data: bytes = NEW, lba: int = 0) -> Result:
+        return self.disk.run(cdb.write_10(lba, len(data) // 512), data_out=data)
+
+    def content(self) -> bytes:
+        return self.disk.read(0, BLOCKS)
+
+
+@pytest.fixture
+def rig(tmp_path: Path) -> Iterator[Rig]:
+    with (
+        monitored(tmp_path) as (server, path),
+        Client(path, timeout=TIMEOUT) as control,
+        attached(server.sockets[0]) as device,
+    ):
+        disk = Disk(device, 0, 0).ready()
+        disk.write(0, OLD)
+        yield Rig(control, Node(device), disk)
+
+
+def outcome(result: Result) -> tuple[int, int, int, int]:
+    """Response, status, sense key, ASC and ASCQ."""
+    checked = result.status == cdb.CHECK_CONDITION and bool(result.sense)
+    return (
+        result.response,
+        result.status,
+        sense_key(result.sense) if checked else 0,
+        int.from_bytes(result.sense[12:14]) if checked else 0,
+    )
+
+
+# ── Each kind ──────────────────────────────────────────────────────────────────────────────────
+
+# How a READ and a WRITE of the range end, and whether the WRITE is on the medium.
+Ends = tuple[int, int, int, int]
+FINE: Ends = (0, GOOD, 0, 0)
+ENDS: dict[KindName, tuple[dict[str, Any], Ends, Ends, bool]] = {
+    "answer": (
+        {"key": 4, "code": 0x4400, "executed": True},
+        (0, 2, 4, 0x4400),
+        (0, 2, 4, 0x4400),
+        True,
+    ),
+    "medium-error": ({"lba": 0}, (0, 2, 3, 0x1100), FINE, True),
+    "write-error": ({"lba": 0}, FINE, (0, 2, 3, 0x0C00), False),
+    "recovered-error": ({}, (0, 2, 1, 0x5D00), (0, 2, 1, 0x5D00), True),
+    "hardware-error": ({}, (0, 2, 4, 0x4400), (0, 2, 4, 0x4400), False),
+    "not-ready": ({}, (0, 2, 2, 0x0403), (0, 2, 2, 0x0403), False),
+    "transport-error": ({}, (0, 2, 0xB, 0x4B03), (0, 2, 0xB, 0x4B03), False),
+    "dif-error": ({}, (0, 2, 0xB, 0x1001), (0, 2, 0xB, 0x1001), True),
+    "dix-error": ({}, (0, 2, 5, 0x1001), (0, 2, 5, 0x1001), True),
+    "unaligned-write": ({}, FINE, (0, 2, 5, 0x2104), False),
+    "disk-full": ({}, FINE, (0, 2, 7, 0x2707), False),
+    "wear-out": ({"writes": 0, "spares": 1}, FINE, (0, 2, 1, 0x0C01), True),
+    "unit-attention": ({"times": 2}, (0, 2, 6, 0x2900), (0, 2, 6, 0x2900), False),
+    "reservation-conflict": ({}, (0, CONFLICT, 0, 0), (0, CONFLICT, 0, 0), False),
+    "busy": ({}, (0, BUSY, 0, 0), (0, BUSY, 0, 0), False),
+    "task-set-full": ({}, (0, TASK_SET_FULL, 0, 0), (0, TASK_SET_FULL, 0, 0), False),
+    "host-busy": ({}, (Response.BUSY, 0, 0, 0), (Response.BUSY, 0, 0, 0), False),
+    "command-abort": ({}, (Response.ABORTED, 0, 0, 0), (Response.ABORTED, 0, 0, 0), False),
+    "delay": ({"seconds": 0.02}, FINE, FINE, True),
+    "lost-write": ({}, FINE, FINE, False),
+    "link-down": ({}, (Response.BAD_TARGET, 0, 0, 0), (Response.BAD_TARGET, 0, 0, 0), False),
+    "tmf-failure": ({}, FINE, FINE, True),
+}
+ELSEWHERE = {"hang", "lost-completion", "short-transfer", "bit-flip", "torn-write"} | {
+    "misdirected-write"
+}
+
+
+def test_every_kind_is_tried() -> None:
+    assert set(ENDS) | ELSEWHERE == set(get_args(KindName)) == set(KINDS)
+
+
+@pytest.mark.parametrize("kind", ENDS)
+def test_how_commands_end(rig: Rig, kind: KindName) -> None:
+    fields, read, write, written = ENDS[kind]
+    with injected(rig, "0:0", kind, **fields):
+        assert outcome(rig.read()) == read
+        assert outcome(rig.write()) == write
+    if kind == "link-down":
+        rig.disk.ready()
+    assert rig.content() == (NEW if written else OLD)
+
+
+def test_a_bad_block_keeps_what_comes_before_it(rig: Rig) -> None:
+    with injected(rig, "0:0", "medium-error", lba=2) as fault:
+        result = rig.read()
+        assert outcome(result) == (0, 2, 3, 0x1100)
+        assert int.from_bytes(result.sense[3:7]) == 2
+        assert result.residual == len(OLD) - 1024
+        assert result.data[:1024] == OLD[:1024]
+        assert outcome(rig.read(0, 2)) == FINE
+        assert outcome(rig.read(3, 1)) == FINE
+        assert (fault.met, fault.hits) == (1, 1)
+
+
+def test_the_bad_block_of_a_write(rig: Rig) -> None:
+    with injected(rig, "0:0", "write-error", lba=3, opcodes=["WRITE(10)"]):
+        assert outcome(rig.write()) == (0, 2, 3, 0x0C00)
+    assert rig.content() == NEW[:1536] + OLD[1536:]
+
+
+def test_a_short_transfer(rig: Rig) -> None:
+    with injected(rig, "0:0", "short-transfer"):
+        result = rig.read()
+        assert (outcome(result), result.residual) == (FINE, 1024)
+        assert rig.write().residual == 1024
+    assert rig.content() == NEW[:1024] + OLD[1024:]
+
+
+def different_bits(a: bytes, b: bytes) -> int:
+    return sum((x ^ y).bit_count() for x, y in zip(a, b, strict=True))
+
+
+def test_wrong_data_without_a_word(rig: Rig) -> None:
+    with injected(rig, "0:0", "bit-flip", seed=7, times=1):
+        flipped = rig.read()
+        assert outcome(flipped) == FINE
+    assert different_bits(flipped.data, OLD) == 1
+    assert rig.content() == OLD
+    with injected(rig, "0:0", "bit-flip", opcodes=["WRITE"], seed=7):
+        assert outcome(rig.write(OLD)) == FINE
+    assert different_bits(rig.content(), OLD) == 1
+    rig.write(OLD)
+    with injected(rig, "0:0", "torn-write", seed=3):
+        assert outcome(rig.write()) == FINE
+    content = rig.content()
+    cut = len(content) - len(content.lstrip(b"n"))
+    assert 0 < cut < len(OLD)
+    assert content == NEW[:cut] + OLD[cut:]
+    rig.write(OLD)
+    with injected(rig, "0:0", "misdirected-write", seed=5):
+        assert outcome(rig.write()) == FINE
+    assert rig.content() == OLD
+    assert any(b"n" * 512 in rig.disk.read(at, 256) for at in range(0, 2048, 256))
+
+
+def test_wear_out(rig: Rig) -> None:
+    with injected(rig, "0:0", "wear-out", lba=0, blocks=4, writes=2, spares=2) as fault:
+        seen = [outcome(rig.write())[2:] for _ in range(6)]
+        assert seen == [(0, 0)] * 2 + [(1, 0x0C01)] * 2 + [(3, 0x0C02)] * 2
+        assert outcome(rig.write(lba=4)) == FINE
+        assert (fault.met, fault.hits) == (6, 4)
+
+
+# ── What is kept back ──────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("kind", ["hang", "lost-completion"])
+def test_an_abort_ends_what_does_not_complete(rig: Rig, kind: KindName) -> None:
+    node = rig.node
+    with injected(rig, "0:0", kind):
+        for function in (TmfType.ABORT_TASK, TmfType.ABORT_TASK_SET):
+            item = node.send(cdb.write_10(0, BLOCKS), data_out=NEW)
+            assert node.waits(item)
+            assert node.tmf(function, item.tag) == Response.OK
+            assert node.end(item) == (Response.ABORTED, 0)
+        item = node.send(cdb.test_unit_ready())
+        assert node.waits(item)
+        assert node.tmf(TmfType.LOGICAL_UNIT_RESET) == Response.OK
+        assert node.end(item) == (Response.RESET, 0)
+    rig.disk.ready()
+    assert rig.content() == (NEW if kind == "lost-completion" else OLD)
+
+
+@pytest.mark.parametrize("end", ["release", "remove"])
+def test_a_release_lets_go_on(rig: Rig, end: str) -> None:
+    fault = inject(rig, "0:0", "hang", opcodes=["WRITE"])
+    item = rig.node.send(cdb.write_10(0, BLOCKS), data_out=NEW)
+    assert rig.node.waits(item)
+    assert rig.content() == OLD
+    getattr(fault, end)()
+    assert rig.node.end(item) == (0, GOOD)
+    assert rig.content() == NEW
+    if end == "release":
+        again = rig.node.send(cdb.write_10(0, 1), data_out=bytes(512))
+        assert rig.node.waits(again)
+        fault.remove()
+        assert rig.node.end(again) == (0, GOOD)
+    assert rig.control.fault_list() == []
+
+
+def test_a_delay_takes_its_time_and_holds_nobody_up(rig: Rig) -> None:
+    with injected(rig, "0:0", "delay", seconds=0.3, opcodes=["READ"]):
+        start = time.monotonic()
+        item = rig.node.send(cdb.read_10(0, 1), data_in_length=512)
+        assert outcome(rig.write()) == FINE
+        assert rig.node.waits(item)
+        assert rig.node.end(item) == (0, GOOD)
+        assert time.monotonic() - start >= 0.3
+
+
+@pytest.mark.parametrize(
+    ("distribution", "seconds", "spread"),
+    [("uniform", 0.0, 0.004), ("normal", 0.002, 0.001), ("lognormal", 0.002, 0.5)],
+)
+def test_distributions(rig: Rig, distribution: str, seconds: float, spread: float) -> None:
+    fields = {"seconds": seconds, "spread": spread, "distribution": distribution}
+    with injected(rig, "0:0", "delay", **fields) as fault:
+        start = time.monotonic()
+        for _ in range(100):
+            assert outcome(rig.read()) == FINE
+        # The mean of each is about 2 ms.
+        assert time.monotonic() - start >= 0.15
+        assert fault.hits == 100
+
+
+# ── Which commands ─────────────────────────────────────────────────────────────────────────────
+
+
+def test_counting(rig: Rig) -> None:
+    with injected(rig, "0:0", "busy", nth=2, every=3, times=2, opcodes=["READ(10)"]) as fault:
+        seen = [rig.read().status for _ in range(9)]
+        assert seen == [GOOD, BUSY, GOOD, GOOD, BUSY, GOOD, GOOD, GOOD, GOOD]
+        assert outcome(rig.write()) == FINE
+        assert (fault.met, fault.hits) == (9, 2)
+
+
+def test_a_seed_says_which(rig: Rig) -> None:
+    def statuses(seed: int) -> list[int]:
+        with injected(rig, "0:0", "busy", probability=0.5, seed=seed):
+            return [rig.read().status for _ in range(32)]
+
+    assert statuses(1) == statuses(1) != statuses(2)
+    assert 4 < statuses(1).count(BUSY) < 28
+
+
+def test_a_window_of_time(rig: Rig) -> None:
+    with injected(rig, "0:0", "busy", start=0.2, duration=0.4):
+        begun = time.monotonic()
+        assert rig.read().status == GOOD or time.monotonic() - begun >= 0.2
+        time.sleep(0.3)
+        assert rig.read().status == BUSY or time.monotonic() - begun >= 0.6
+        time.sleep(0.4)
+        assert rig.read().status == GOOD
+
+
+def test_nexus_and_tag(rig: Rig) -> None:
+    with injected(rig, "0:0", "busy", nexus="0"):
+        assert rig.read().status == BUSY
+    with injected(rig, "0:0", "busy", tag=1 << 40):
+        assert rig.read().status == GOOD
+
+
+def test_delays_add_up_and_of_the_rest_the_first_stands(rig: Rig) -> None:
+    with (
+        injected(rig, "0:0", "delay", seconds=0.1),
+        injected(rig, "0:0", "delay", seconds=0.1),
+        injected(rig, "0:0", "busy"),
+        injected(rig, "0:0", "task-set-full") as last,
+    ):
+        start = time.monotonic()
+        assert rig.read().status == BUSY
+        assert time.monotonic() - start >= 0.2
+        assert last.hits == 1
+
+
+# ── Task management and links ──────────────────────────────────────────────────────────────────
+
+
+def test_task_management_fails(rig: Rig) -> None:
+    fields: dict[str, Any] = {"function": "LOGICAL_UNIT_RESET", "times": 1}
+    with injected(rig, "0:0", "tmf-failure", **fields) as fault:
+        assert rig.node.tmf(TmfType.ABORT_TASK_SET) == Response.OK
+        assert rig.node.tmf(TmfType.LOGICAL_UNIT_RESET) == Response.FAILURE
+        assert rig.read().status == GOOD, "not reset"
+        assert rig.node.tmf(TmfType.LOGICAL_UNIT_RESET) == Response.OK
+        assert (fault.met, fault.hits) == (2, 1)
+    with injected(rig, "0:0", "tmf-failure", response=Response.FUNCTION_REJECTED):
+        assert rig.node.tmf(TmfType.I_T_NEXUS_RESET) == Response.FUNCTION_REJECTED
+    assert rig.control.tmf_log()[-1].response == "FUNCTION_REJECTED"
+
+
+def test_a_link_goes_down_and_comes_back(rig: Rig) -> None:
+    inject(rig, "0:0", "hang")
+    item = rig.node.send(cdb.read_10(0, 1), data_in_length=512)
+    assert rig.node.waits(item)
+    with injected(rig, "0:0", "link-down"):
+        assert rig.node.end(item) == (Response.TRANSPORT_FAILURE, 0)
+        assert rig.node.tmf(TmfType.ABORT_TASK_SET) == Response.BAD_TARGET
+        assert outcome(rig.read())[0] == Response.BAD_TARGET
+    for state in rig.control.fault_list():
+        rig.control.fault_remove(state.id)
+    assert outcome(rig.read()) == (0, 2, 6, 0x2907)
+    assert outcome(rig.read()) == FINE
+    inject(rig, "0:0", "link-down", duration=0.2)
+    assert outcome(rig.read())[0] == Response.BAD_TARGET
+    time.sleep(0.4)
+    assert outcome(rig.read()) == (0, 2, 6, 0x2907)
+
+
+# ── As scsi_debug takes them, and what makes no sense ──────────────────────────────────────────
+
+
+def test_scsi_debug_s_words(rig: Rig) -> None:
+    control = rig.control
+    [busy] = control.fault_scsi_debug("0:0", error="2 -1 0x28 0 0 2 3 0x11 0")
+    assert outcome(rig.read()) == (0, 2, 3, 0x1100)
+    assert outcome(rig.read()) == FINE
+    assert control.fault_remove(busy.id).hits == 1
+    control.fault_scsi_debug("0:0", error="4 1 ff")
+    assert rig.node.tmf(TmfType.LOGICAL_UNIT_RESET) == Response.FAILURE
+    [opt] = control.fault_scsi_debug("0:0", opts=0x10, every_nth=3)
+    seen = [outcome(rig.read())[2] for _ in range(6)]
+    assert seen == [0, 0, 0xB, 0, 0, 0xB]
+    assert opt.fault.kind == "transport-error"
+
+
+@pytest.mark.parametrize(
+    ("fields", "parameter", "text"),
+    [
+        ({"kind": "busy", "status": 8}, "status", "busy does not take it"),
+        ({"kind": "busy", "every": 0}, "every", "0 is not within 1"),
+        ({"kind": "busy", "opcodes": ["REED"]}, "opcodes", "did you mean 'READ'"),
+        ({"kind": "busy", "opcodes": [256]}, "opcodes", "256 is not within 0 to 255"),
+        ({"kind": "busy", "nexus": "9"}, "nexus", "there is no HBA '9'"),
+        ({"kind": "busi"}, "kind", "did you mean 'busy'"),
+        ({"kind": "link-down", "lba": 3}, "lba", "link-down does not take it"),
+        ({"kind": "delay", "seconds": 9e9}, "seconds", "is not within 0.0 to 3600.0"),
+    ],
+)
+def test_what_makes_no_sense(rig: Rig, fields: dict[str, Any], parameter: str, text: str) -> None:
+    with pytest.raises(RpcError, match=text) as caught:
+        rig.control.fault_add("0:0", **fields)
+    assert caught.value.parameter == parameter
+    assert rig.control.fault_list() == []
+
+
+def test_faults_go_with_their_unit(rig: Rig) -> None:
+    inject(rig, "0:0", "hang")
+    rig.control.lun_remove(["0:0"], deadline=0, force=True)
+    assert rig.control.fault_list() == []

@@ -1,0 +1,98 @@
+"""What scsi_debug takes, as faults."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from vscsi_emu.faults import Fault, FaultError
+from vscsi_emu.faults.scsi_debug import OPTS, from_error, from_opts
+from vscsi_emu.faults.vocabulary import opcodes_of
+from vscsi_emu.virtio.scsi import Response
+
+
+def test_every_bit_has_a_row_of_its_own() -> None:
+    assert [opt.bit for opt in OPTS] == [1 << n for n in range(18)]
+
+
+def test_the_bits_of_opts() -> None:
+    [error] = from_opts(0x2, 5)
+    assert (error.kind, error.lba, error.blocks, error.every) == ("medium-error", 0x1234, 10, 1)
+    assert from_opts(0x4 | 0x8, 3) == [
+        Fault(kind="hang", nth=3, every=3),
+        Fault(kind="recovered-error", nth=3, every=3),
+    ]
+    assert from_opts(0x8000, -3) == [Fault(kind="host-busy", nth=3)]
+    assert from_opts(0x1 | 0x200 | 0x2000 | 0x4000) == []
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("0 -10 0x12", {"kind": "hang", "opcodes": [0x12], "times": 10}),
+        ("0 1 ff", {"kind": "hang", "opcodes": []}),
+        ("1 -2 28 0x1055", {"kind": "host-busy", "opcodes": [0x28], "times": 2}),
+        ("1 -2 28 0x1056", {"kind": "busy", "opcodes": [0x28], "times": 2}),
+        (
+            "2 -10 0x88 0 0 0x2 0x3 0x11 0x0",
+            {
+                "kind": "answer",
+                "opcodes": [0x88],
+                "times": 10,
+                "response": 0,
+                "status": 2,
+                "key": 3,
+                "code": 0x1100,
+            },
+        ),
+        (
+            "2 1 ff e 0 0 0 0 0",
+            {
+                "kind": "answer",
+                "opcodes": [],
+                "response": Response.TRANSPORT_FAILURE,
+                "status": 0,
+            },
+        ),
+        ("3 -1 ff", {"kind": "tmf-failure", "function": "ABORT_TASK", "times": 1}),
+        ("4 1 0xff", {"kind": "tmf-failure", "function": "LOGICAL_UNIT_RESET"}),
+    ],
+)
+def test_lines_of_the_error_file(line: str, wanted: dict[str, Any]) -> None:
+    assert from_error(line) == [Fault(**wanted)]
+
+
+def test_a_count_of_0_is_no_fault() -> None:
+    assert from_error("0 0 0x12") == []
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        ("", "is no TYPE COUNT OPCODE"),
+        ("9 1 ff", "TYPE 0 to 4"),
+        ("0 1 zz", "is no TYPE COUNT OPCODE"),
+        ("0 1 12 4", "timeout takes no more"),
+        ("2 1 12 0", "fail command takes host byte, driver byte"),
+        ("2 1 12 3 0 0 0 0 0", "no virtio response means host byte 0x3"),
+        ("2 1 12 0 6 0 0 0 0", "driver byte"),
+        ("3 1 28", "names no opcode"),
+        ("0 1 123", "opcodes: 291 is not within"),
+    ],
+)
+def test_lines_that_mean_nothing(line: str, text: str) -> None:
+    with pytest.raises(FaultError, match=text):
+        from_error(line)
+
+
+@pytest.mark.parametrize(("opts", "every"), [(1 << 18, 1), (-1, 1), (4, 0)])
+def test_options_that_mean_nothing(opts: int, every: int) -> None:
+    with pytest.raises(FaultError):
+        from_opts(opts, every)
+
+
+def test_families_of_commands() -> None:
+    assert opcodes_of(Fault(kind="busy", opcodes=["READ"])) == bytes([0x08, 0x28, 0x88, 0xA8])
+    assert opcodes_of(Fault(kind="busy", opcodes=["0x12", 0, "WRITE(10)"])) == b"\0\x12\x2a"
+    assert opcodes_of(Fault(kind="busy")) == b""
