@@ -112,14 +112,21 @@ def test_one_log_line_says_how_to_attach(path: Path) -> None:
 
 
 def test_listens_after_less_than_half_a_second_of_work(path: Path) -> None:
-    """In processor time, which a busy machine does not stretch: starting waits for nothing."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    with serving("--socket-path", str(path), "--lun", "mem:1M") as (process, line):
-        assert "listening" in line
-        process.terminate()
-        assert process.wait(TIMEOUT) == 0
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime < 0.5
+    """In processor time, the least of some tries: a busy machine stretches even that."""
+
+    def used() -> float:
+        children = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return children.ru_utime + children.ru_stime
+
+    tries = []
+    for _ in range(4):
+        before = used()
+        with serving("--socket-path", str(path), "--lun", "mem:1M") as (process, line):
+            assert "listening" in line
+            process.terminate()
+            assert process.wait(TIMEOUT) == 0
+        tries.append(used() - before)
+    assert min(tries) < 0.5, tries
 
 
 @pytest.mark.normative("vu.prog.b8")
@@ -221,7 +228,7 @@ def test_unknown_key_and_scheme(path: Path) -> None:
     line = refused("--socket-path", str(path), "--lun", "mem:1M,serail=x")
     assert "unknown key 'serail'" in line
     assert "did you mean 'serial'?" in line
-    assert "valid: block-size, cache" in line
+    assert "valid: block-size, bps, bps-burst, cache" in line
     line = refused("--socket-path", str(path), "--lun", "nvme:1M")
     assert "unknown scheme 'nvme'" in line
     assert "known: file, mem, null" in line
