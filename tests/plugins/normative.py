@@ -18,6 +18,8 @@ import pytest
 # Statements about the side that this project is; the front end is somebody else's.
 SIDES = frozenset({"device", "driver", "back-end"})
 MARKER = "normative"
+# What they deselect, only a worker is told.
+_SELECTING = ("markexpr", "keyword", "deselect")
 
 
 def read_rows(table: Path) -> dict[str, str]:
@@ -34,7 +36,6 @@ class Normative:
         self._config = config
         self._rows = read_rows(table)
         self._floor_file = proven
-        self._of_item: dict[str, set[str]] = {}
         self._passed: set[str] = set()
         self._failed: set[str] = set()
         self._skipped: set[str] = set()
@@ -46,7 +47,8 @@ class Normative:
         for item in items:
             ids = {row for mark in item.iter_markers(MARKER) for row in mark.args}
             unknown += [f"{item.nodeid}: {row}" for row in sorted(ids - self._rows.keys())]
-            self._of_item[item.nodeid] = ids
+            # With its reports they come from pytest-xdist's workers too.
+            item.user_properties.append((MARKER, " ".join(sorted(ids))))
         if unknown:
             raise pytest.UsageError("rows that are not in normative.tsv:\n" + "\n".join(unknown))
 
@@ -54,7 +56,8 @@ class Normative:
         self._deselected = True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        ids = self._of_item.get(report.nodeid, set())
+        said = dict(report.user_properties)
+        ids = set(str(said.get(MARKER, "")).split())
         if report.failed:
             self._failed |= ids
         elif report.skipped:
@@ -101,7 +104,9 @@ class Normative:
 
     def _full_run(self, session: pytest.Session) -> bool:
         return (
-            self._config.args_source is not pytest.Config.ArgsSource.ARGS
+            not hasattr(self._config, "workerinput")
+            and not any(self._config.getoption(option) for option in _SELECTING)
+            and self._config.args_source is not pytest.Config.ArgsSource.ARGS
             and not self._deselected
             and not self._config.getoption("collectonly")
             and not session.shouldfail
