@@ -57,7 +57,7 @@ def script(body: str) -> str:
         (
             _PRELUDE.format(root=shlex.quote(str(ROOT)), python=PYTHON, module=debug),
             SECTIONS,
-            *(_shown(path) for path in (ROOT, Path(sys.prefix))),
+            CHECKOUT_SHOWN,
             *(f"insert {path}" for path in drivers),
             body,
         )
@@ -70,3 +70,7 @@ def _shown(path: Path) -> str:
         return ""
     quoted = shlex.quote(str(path))
     return f"mkdir -p {quoted} && busybox mount -t hostfs -o ro,{quoted} none {quoted}"
+
+
+CHECKOUT_SHOWN = "\n".join(_shown(path) for path in (ROOT, Path(sys.prefix)))
+"""Shell lines after which the guest sees this checkout, wherever it is."""

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import vscsi_emu
+from tests.guest.debug_host import CHECKOUT_SHOWN
 from tests.guest.report import Section, parse
 from vscsi_emu.testing import GuestUnavailable, HbaProcess, UmlGuest
 from vscsi_emu.testing.modules import load_order, module_directory
@@ -64,6 +65,7 @@ def program(module: str, argument: str) -> str:
     """One of ours, run in a guest."""
     path = ":".join(map(str, (Path(vscsi_emu.__file__).parents[1], _metadata())))
     return (
+        f"{CHECKOUT_SHOWN}\n"
         f"export PYTHONPATH={shlex.quote(path)} HOME=/tmp\n"
         f"{shlex.quote(sys.executable)} -m {module} {argument}"
     )
