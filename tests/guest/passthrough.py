@@ -448,7 +448,7 @@ def unplugged_under_load() -> None:
             for answer in device.wait_all(items):
                 ends[answer.response, answer.status] += 1
             # CHECK CONDITION: LOGICAL UNIT NOT SUPPORTED, once it has left its HBA.
-            # One that is with the HBA in that moment is lost on its way.
+            # Those that are with the HBA in that moment may be lost on their way.
             known = {
                 (Response.OK, 0),
                 (Response.OK, 2),
@@ -457,6 +457,7 @@ def unplugged_under_load() -> None:
             }
             assert ends.keys() <= known, ends
             assert ends[Response.OK, 2], ends
+            assert ends[Response.TRANSPORT_FAILURE, 0] <= 32, "only those that were on their way"
             event = device.next_event(SECONDS)
             assert event, "no event"
             assert (event.event, event.reason) == (EventType.TRANSPORT_RESET, ResetReason.REMOVED)
