@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import struct
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ from vscsi_emu.driver.request import Request, Result, TaskAttribute
 from vscsi_emu.driver.scan import retried
 from vscsi_emu.driver.virtio_scsi import REQUEST_QUEUE, InFlight, Options, VirtioScsi
 from vscsi_emu.scsi import LogicalUnit
+from vscsi_emu.scsi.nexus import Abort
 from vscsi_emu.virtio.scsi import Response, TmfType, encode_lun
 
 if TYPE_CHECKING:
@@ -133,6 +134,21 @@ class Rig:
     def release(self) -> None:
         """Lets all held commands end, and those that come."""
         self.server.do(self._go.set)
+
+    def delay_aborts(self) -> Callable[[], None]:
+        """Aborts begin as ever, and the device learns that they are done once this is called."""
+        done = asyncio.Event()
+
+        async def late(begun: Awaitable[int]) -> int:
+            await done.wait()
+            return await begun
+
+        def delayed(abort: Abort) -> Abort:
+            return lambda *, status=None, until=None: late(abort(status=status, until=until))
+
+        for nexus in self.unit.nexuses:
+            nexus.abort = delayed(nexus.abort)
+        return lambda: self.server.do(done.set)
 
 
 @contextmanager

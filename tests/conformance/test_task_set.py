@@ -27,7 +27,7 @@ from tests.conformance.task_set import (
 )
 from vscsi_emu.driver.request import Result
 from vscsi_emu.driver.virtio_scsi import REQUEST_QUEUE, InFlight
-from vscsi_emu.virtio.scsi import Response, TmfType
+from vscsi_emu.virtio.scsi import FUNCTION_COMPLETE, Response, TmfType, encode_lun
 
 OK = (Response.OK, GOOD)
 ABORTED = (Response.ABORTED, 0)
@@ -273,6 +273,23 @@ def test_qerr_spares_commands_that_come_later(shared: Rig) -> None:
         items.append(a.send(test_unit_ready(), ORDERED))
         assert {a.end(item) for item in items} == {OK}
         assert b.attentions() == []
+
+
+def test_no_command_overtakes_the_report_that_others_were_cleared(shared: Rig) -> None:
+    """The initiator has its aborted command back before the device knows that it was one."""
+    a, b = shared.a, shared.b
+    mine = b.hold(queue=1)
+    report = shared.delay_aborts()
+    clearing = a.device.submit_task_management(TmfType.CLEAR_TASK_SET, encode_lun(0, 0))
+    assert b.end(mine) == ABORTED
+    early = [b.send(test_unit_ready()), b.send(read(), data_in_length=512)]
+    assert b.run(cdb.inquiry(36), data_in_length=36).status == 0
+    assert [b.waits(item) for item in early] == [True] * 2
+    report()
+    assert a.device.wait(clearing) == FUNCTION_COMPLETE
+    first, second = (b.device.wait(item) for item in early)
+    assert sorted(result.status for result in (first, second)) == [0, cdb.CHECK_CONDITION]
+    assert b.attentions() == []
 
 
 def test_reserved_qerr_is_refused(guest: Guest) -> None:

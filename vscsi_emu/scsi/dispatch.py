@@ -36,6 +36,8 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
     with _answering(reply):
         found = _find(command.cdb, lun, nexus)
         if nexus is not None and Flag.SKIPS_ATTENTION not in found.flags:
+            if (settled := nexus.settled()) is not None:
+                return _handle_later(settled, command, target, lun)
             attention = target.take(nexus)
             if attention is not None:
                 raise attention
@@ -58,6 +60,14 @@ def handle(command: Command, target: Target, lun: int | None) -> Coroutine[None,
         if not reply.given:
             reply.good(request.limit(answer))
     return None
+
+
+async def _handle_later(
+    settled: Awaitable[None], command: Command, target: Target, lun: int | None
+) -> None:
+    await settled
+    if (answer := handle(command, target, lun)) is not None:
+        await answer
 
 
 async def _answer_later(request: Request, answer: Awaitable[bytes]) -> None:

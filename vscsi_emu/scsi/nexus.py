@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
@@ -62,6 +63,7 @@ class Nexus:
         self._pending: list[Asc] = []
         self._information: dict[Asc, int] = {}
         self._deferred: ScsiError | None = None
+        self._unsettled: set[asyncio.Task[None]] = set()
         self.echo: bytes | None = None
         """The echo buffer, once it is written (SPC-4 6.49.9)."""
         self._observed = False
@@ -108,6 +110,27 @@ class Nexus:
         self._deferred = ScsiError(error.key, error.code, deferred=True)
         self.update_gate()
 
+    def unsettled(self, outcome: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        """Runs what may establish a unit attention condition of which the initiator knows the cause
+        before it ends. Commands that report such conditions wait for it (`settled`)."""
+        task = asyncio.ensure_future(outcome)
+        self._unsettled.add(task)
+        self.update_gate()
+        task.add_done_callback(self._settle)
+        return task
+
+    def _settle(self, task: asyncio.Task[None]) -> None:
+        self._unsettled.remove(task)
+        self.update_gate()
+
+    def settled(self) -> Awaitable[None] | None:
+        """What a command has to wait for before it takes a unit attention condition."""
+        return self._wait_settled() if self._unsettled else None
+
+    async def _wait_settled(self) -> None:
+        while self._unsettled:
+            await asyncio.wait(self._unsettled)
+
     def take(self) -> ScsiError | None:
         """The unit attention or deferred error to report now; it is pending no more."""
         error = None
@@ -148,7 +171,7 @@ class Nexus:
         """Media commands come to Python while there is something to report, while the unit or the
         way to it is not ready, and those of the classes that a reservation excludes."""
         ready = self.unit.fast and self.access_state.active
-        if self._pending or self._deferred or self._observed or not ready:
+        if self._pending or self._deferred or self._unsettled or self._observed or not ready:
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)
