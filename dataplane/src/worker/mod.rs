@@ -36,6 +36,12 @@ use crate::trace::Trace;
 use crate::turn::Turn;
 use crate::wire;
 
+/// Switches the statistics of all workers off and on, to measure what they cost.
+#[cfg(feature = "uncounted")]
+pub fn set_counted(on: bool) {
+    account::COUNTED.store(on, Ordering::Relaxed);
+}
+
 /// What a queue carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {

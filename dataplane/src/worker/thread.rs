@@ -8,7 +8,7 @@ use std::sync::Arc;
 use libc::iovec;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 
-use super::account::Account;
+use super::account::{self, Account};
 use super::drain::Drains;
 use super::fault;
 use super::queue::Run;
@@ -67,6 +67,11 @@ impl Response<'_> {
             response: wire::S_OK,
             status,
         })
+    }
+
+    /// GOOD, and nothing to say against it.
+    pub fn good(&self) -> bool {
+        self.response == wire::S_OK && self.status == wire::STATUS_GOOD
     }
 
     fn ending(ending: Ending) -> Self {
@@ -183,6 +188,7 @@ impl Thread {
         if let Some(uring) = &mut self.uring {
             uring.submit();
         }
+        self.account.count();
         self.publish();
     }
 
@@ -363,10 +369,11 @@ impl Thread {
         if queue.handle.kind == Kind::Event {
             return self.look_for_event_buffers(key);
         }
+        let index = queue.handle.index;
         if let Err(error) = queue.ring.suppress_kicks() {
             return self.failed(key, &error);
         }
-        self.account.look_again();
+        self.account.take(index);
         for _ in 0..BUDGET {
             let slot = self.tasks.reserve();
             // Not `self.queue`: the task is borrowed from the slab at the same time.
@@ -384,6 +391,7 @@ impl Thread {
                         self.begin_control(slot);
                     } else {
                         self.begin(slot);
+                        self.begun(slot);
                     }
                 }
                 Ok(false) => return self.tasks.release(slot),
@@ -840,10 +848,20 @@ impl Thread {
             }
             port::Route::Python => self.ask_python(slot, MAX_COPY),
             port::Route::Unit(nexus) => {
-                nexus.stats.begin(queue.handle.index);
                 task.nexus = Some(nexus);
                 self.enter(slot);
             }
+        }
+    }
+
+    /// A command has been sent its way; unless it has ended already, it is in flight.
+    fn begun(&mut self, slot: u32) {
+        let task = self.tasks.get(slot);
+        if task.state == State::Free {
+            return;
+        }
+        if let Some(queue) = &self.queues[task.queue] {
+            account::lasts(task, queue);
         }
     }
 
