@@ -8,8 +8,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
+use super::end::Response;
 use super::queue::Run;
-use super::thread::Response;
 use crate::clock::{self, Clock};
 use crate::iov::Cursor;
 use crate::lu::Nexus;
