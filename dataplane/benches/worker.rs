@@ -1,11 +1,10 @@
-//! What a command costs its worker: 512-byte reads that a null disk answers, of a ring that is full
-//! and polled (nothing but the worker's work), and at depths of 32 and 1 with kicks and calls
-//! through eventfds, as over vhost-user.
+//! What a command costs its worker: 512-byte reads that null disks answer, of a ring that is full
+//! and polled (nothing but the worker's work), to one disk and to four by turns, and at depths of 32
+//! and 1 with kicks and calls through eventfds, as over vhost-user.
 //!
 //! `cargo bench --no-default-features --bench worker [ROUNDS]` prints nanoseconds a command. With
 //! `--features uncounted` every round is done once more without statistics: what they add.
 
-use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -26,21 +25,23 @@ mod bench;
 
 const SIZE: u16 = 8192;
 const REQUEST: u64 = 0x40_0000;
-const RESPONSE: u64 = REQUEST + 0x100;
+const RESPONSE: u64 = REQUEST + 0x800;
 const DATA: u64 = REQUEST + 0x1000;
-const CHAIN: [Buffer; 3] = [
-    buffer(REQUEST, 51, false),
-    buffer(RESPONSE, 108, true),
-    buffer(DATA, 512, true),
-];
-const FULL: usize = SIZE as usize / CHAIN.len();
+const DESCRIPTORS: usize = 3;
+const FULL: usize = SIZE as usize / DESCRIPTORS;
 
-const fn buffer(addr: u64, len: u32, writable: bool) -> Buffer {
-    Buffer {
+/// A read from a LUN.
+fn chain(lun: u64) -> [Buffer; DESCRIPTORS] {
+    let buffer = |addr, len, writable| Buffer {
         addr,
         len,
         writable,
-    }
+    };
+    [
+        buffer(REQUEST + lun * 64, 51, false),
+        buffer(RESPONSE, 108, true),
+        buffer(DATA, 512, true),
+    ]
 }
 
 /// A driver, and the worker that serves it.
@@ -48,7 +49,8 @@ struct Machine {
     ring: DriverRing<Little>,
     /// None: both sides poll.
     events: Option<Events>,
-    nexus: Arc<Nexus>,
+    nexuses: Vec<Arc<Nexus>>,
+    chains: Vec<[Buffer; DESCRIPTORS]>,
     _queue: QueueRef,
     _worker: Worker,
 }
@@ -59,19 +61,24 @@ struct Events {
 }
 
 impl Machine {
-    fn new(events: Option<Events>) -> Self {
+    fn new(luns: u8, events: Option<Events>) -> Self {
         let memory = Arc::new(GuestMemory::anonymous(0, 8 << 20).unwrap());
         let config = RingConfig::contiguous(0, SIZE);
         let ring = DriverRing::<Little>::new(&memory, config).unwrap();
         let worker = Worker::start(Arc::new(Inbox::new().unwrap()), "bench", true).unwrap();
         let port = Arc::new(Port::default());
-        let nexus = Arc::new(Nexus::new(bench::unit(Arc::new(NullEngine::new(64 << 10)))));
-        port.set_luns(HashMap::from([((0, 0), nexus.clone())]), &[]);
-        let mut request = vec![1, 0, 0x40, 0, 0, 0, 0, 0];
-        request.resize(19, 0);
-        request.extend_from_slice(&bench::rw(bench::READ_10, 0, 1));
-        request.resize(51, 0);
-        memory.load().write(REQUEST, &request).unwrap();
+        let disk = |_| Arc::new(Nexus::new(bench::unit(Arc::new(NullEngine::new(64 << 10)))));
+        let nexuses: Vec<_> = (0..luns).map(disk).collect();
+        let numbers = (0..).map(|lun| (0, lun));
+        port.set_luns(numbers.zip(nexuses.iter().cloned()).collect(), &[]);
+        let chains: Vec<_> = (0..luns.into()).map(chain).collect();
+        for (lun, chain) in (0..luns).zip(&chains) {
+            let mut request = vec![1, 0, 0x40, lun, 0, 0, 0, 0];
+            request.resize(19, 0);
+            request.extend_from_slice(&bench::rw(bench::READ_10, 0, 1));
+            request.resize(51, 0);
+            memory.load().write(chain[0].addr, &request).unwrap();
+        }
         let queue = QueueConfig {
             index: 2,
             kind: Kind::Request,
@@ -91,7 +98,8 @@ impl Machine {
         Self {
             ring,
             events,
-            nexus,
+            nexuses,
+            chains,
             _queue: QueueRef::start(&worker, port, memory, queue).unwrap(),
             _worker: worker,
         }
@@ -118,17 +126,15 @@ impl Machine {
     }
 
     fn add(&mut self, commands: usize) {
-        for _ in 0..commands {
-            self.ring.add(&CHAIN).unwrap();
+        for chain in self.chains.iter().cycle().take(commands) {
+            self.ring.add(chain).unwrap();
         }
     }
 
     /// Commands that its worker has counted.
     fn counted(&self) -> u64 {
-        let queues = self.nexus.stats.snapshot();
-        let reads = queues
-            .iter()
-            .flat_map(|(_, queue)| &queue.classes[0].latencies);
+        let queues = self.nexuses.iter().flat_map(|nexus| nexus.stats.snapshot());
+        let reads = queues.flat_map(|(_, queue)| queue.classes[0].latencies.clone());
         reads.map(|(_, commands)| commands).sum()
     }
 
@@ -174,12 +180,13 @@ fn main() {
             call: Event::new().unwrap(),
         })
     };
-    for (name, events, commands, depth) in [
-        ("full ring", None, FULL, FULL),
-        ("depth 32", events(), 1024, 32),
-        ("depth 1", events(), 128, 1),
+    for (name, luns, events, commands, depth) in [
+        ("full ring", 1, None, FULL, FULL),
+        ("full ring, 4 disks", 4, None, FULL, FULL),
+        ("depth 32", 1, events(), 1024, 32),
+        ("depth 1", 1, events(), 128, 1),
     ] {
-        let mut machine = Machine::new(events);
+        let mut machine = Machine::new(luns, events);
         let (mut costs, mut ratios) = (Vec::new(), Vec::new());
         for round in 0..rounds {
             let mut cost = |counted| {

@@ -31,8 +31,17 @@ fn counted() -> bool {
     COUNTED.load(Ordering::Relaxed)
 }
 
+/// Nexuses whose commands are looked up quickly.
+const UNITS: usize = 8;
+
+/// Commands of one nexus that have ended while those beside them were still being taken.
+struct Unit {
+    nexus: Weak<Nexus>,
+    stats: Arc<Stats>,
+    ended: Ended,
+}
+
 /// Commands of one shard, taken together, that ended in this turn.
-#[derive(Default)]
 struct Batch {
     stats: Arc<Stats>,
     queue: u16,
@@ -42,10 +51,13 @@ struct Batch {
 
 pub(super) struct Account {
     clock: Clock,
-    /// Commands that ended while those beside them were still being taken, all of `nexus`.
-    at_once: Batch,
-    nexus: Weak<Nexus>,
-    /// The others of this turn.
+    /// The queue that commands are being taken from, and since when.
+    queue: u16,
+    taken: u64,
+    units: Vec<Unit>,
+    /// Of them, the one whose command ended last.
+    last: usize,
+    /// All that does not belong to `units`.
     batches: Vec<Batch>,
     pub traces: Feeds,
 }
@@ -54,8 +66,10 @@ impl Account {
     pub fn new() -> Self {
         Self {
             clock: Clock::get(),
-            at_once: Batch::default(),
-            nexus: Weak::new(),
+            queue: 0,
+            taken: 0,
+            units: Vec::new(),
+            last: 0,
             batches: Vec::new(),
             traces: Feeds::default(),
         }
@@ -64,20 +78,23 @@ impl Account {
     /// Commands are going to be taken from a queue, as many as there are.
     pub fn take(&mut self, queue: u16) {
         if counted() {
-            self.close();
-            self.at_once.queue = queue;
-            self.at_once.taken = self.clock.ticks();
+            for at in 0..self.units.len() {
+                self.close(at);
+            }
+            self.queue = queue;
+            self.taken = self.clock.ticks();
         }
     }
 
-    /// Begins a new batch of commands that end at once.
-    fn close(&mut self) {
-        let batch = &mut self.at_once;
-        if !batch.ended.is_empty() {
+    /// A unit's commands become a batch.
+    fn close(&mut self, at: usize) {
+        let unit = &mut self.units[at];
+        if !unit.ended.is_empty() {
             self.batches.push(Batch {
-                stats: batch.stats.clone(),
-                ended: std::mem::take(&mut batch.ended),
-                ..*batch
+                stats: unit.stats.clone(),
+                queue: self.queue,
+                taken: self.taken,
+                ended: std::mem::take(&mut unit.ended),
             });
         }
     }
@@ -85,7 +102,7 @@ impl Account {
     /// The ticks at which a command is taken; its own while there is a trace.
     pub fn taken(&self) -> u64 {
         if self.traces.is_empty() {
-            self.at_once.taken
+            self.taken
         } else {
             self.clock.ticks()
         }
@@ -96,13 +113,10 @@ impl Account {
     pub fn ended(&mut self, task: &Task, queue: &Run, response: &Response<'_>) {
         if counted() {
             let bytes = response.out + response.data_in;
-            match &task.nexus {
-                Some(nexus)
-                    if !task.in_flight && Arc::as_ptr(nexus) == Weak::as_ptr(&self.nexus) =>
-                {
-                    self.at_once
-                        .ended
-                        .add(nexus.lu.routes.class(task.cdb[0]), bytes);
+            match (&task.nexus, self.units.get_mut(self.last)) {
+                (Some(nexus), Some(unit)) if !task.in_flight && unit.is(nexus) => {
+                    let class = nexus.lu.routes.class(task.cdb[0]);
+                    unit.ended.add(class, bytes);
                 }
                 _ => self.remember(task, queue, bytes),
             }
@@ -124,10 +138,7 @@ impl Account {
             None => Class::Other,
         };
         if let (Some(nexus), false) = (&task.nexus, task.in_flight) {
-            self.close();
-            self.nexus = Arc::downgrade(nexus);
-            self.at_once.stats = stats.clone();
-            return self.at_once.ended.add(class, bytes);
+            return self.unit(nexus).ended.add(class, bytes);
         }
         let queue = queue.handle.index;
         let fits = self.batches.last().is_some_and(|batch| {
@@ -147,15 +158,40 @@ impl Account {
         }
     }
 
+    fn unit(&mut self, nexus: &Arc<Nexus>) -> &mut Unit {
+        let known = self.units.iter().position(|unit| unit.is(nexus));
+        self.last = known.unwrap_or_else(|| {
+            let new = Unit {
+                nexus: Arc::downgrade(nexus),
+                stats: nexus.stats.clone(),
+                ended: Ended::default(),
+            };
+            if self.units.len() < UNITS {
+                self.units.push(new);
+                return self.units.len() - 1;
+            }
+            let next = (self.last + 1) % UNITS;
+            self.close(next);
+            self.units[next] = new;
+            next
+        });
+        &mut self.units[self.last]
+    }
+
     /// Counts what ended; it is published next.
     pub fn count(&mut self) {
-        if self.batches.is_empty() && self.at_once.ended.is_empty() {
+        if self.batches.is_empty() && self.units.iter().all(|unit| unit.ended.is_empty()) {
             return;
         }
         let now = self.clock.ticks();
-        self.at_once.count(self.clock, now);
-        for mut batch in self.batches.drain(..) {
-            batch.count(self.clock, now);
+        let since = |taken| self.clock.nanoseconds(taken, now);
+        for batch in self.batches.drain(..) {
+            let Batch { stats, ended, .. } = &batch;
+            stats.end(batch.queue, since(batch.taken), ended);
+        }
+        for unit in &mut self.units {
+            let ended = std::mem::take(&mut unit.ended);
+            unit.stats.end(self.queue, since(self.taken), &ended);
         }
     }
 
@@ -187,11 +223,9 @@ impl Account {
     }
 }
 
-impl Batch {
-    fn count(&mut self, clock: Clock, now: u64) {
-        let nanoseconds = clock.nanoseconds(self.taken, now);
-        let ended = std::mem::take(&mut self.ended);
-        self.stats.end(self.queue, nanoseconds, &ended);
+impl Unit {
+    fn is(&self, nexus: &Arc<Nexus>) -> bool {
+        Weak::as_ptr(&self.nexus) == Arc::as_ptr(nexus)
     }
 }
 
