@@ -17,7 +17,7 @@ from tests.unit.cli.test_serve import serving
 from vscsi_emu.cli.ctl import ctl
 from vscsi_emu.control.methods import METHODS
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 @pytest.fixture(scope="module")
