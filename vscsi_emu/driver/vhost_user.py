@@ -2,6 +2,7 @@
 
 import errno
 import os
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
 from enum import Enum
@@ -250,13 +251,17 @@ class VhostUserBus:
             self.front_end.poll([], min(timeout, 0.0005))
             return set(queues) if timeout > 0 else set()
         fds = {self._queues[i].call: i for i in queues if self._queues[i].call >= 0}
-        waiting = 0.0 if self.front_end.called & set(queues) else timeout
-        ready = {fds[fd] for fd in self.front_end.poll(fds, waiting)}
-        for index in ready:
-            self.take_call(index)
-        ready |= self.front_end.called & set(queues)
-        self.front_end.called -= ready
-        return ready
+        deadline = time.monotonic() + timeout
+        while True:
+            left = 0.0 if self.front_end.called & set(queues) else deadline - time.monotonic()
+            # Ends early for whatever the back end asks.
+            ready = {fds[fd] for fd in self.front_end.poll(fds, left)}
+            for index in ready:
+                self.take_call(index)
+            ready |= self.front_end.called & set(queues)
+            self.front_end.called -= ready
+            if ready or left <= 0:
+                return ready
 
     def kick_fd(self, index: int) -> int:
         """The queue's kick eventfd, -1 if it has none; still the bus's."""

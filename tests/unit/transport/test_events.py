@@ -12,7 +12,7 @@ from tests.unit.transport.harness import Server, attached, serving
 from vscsi_emu.backends.uri import parse_uri
 from vscsi_emu.config import Config, HbaConfig, LunConfig
 from vscsi_emu.driver.vhost_user import VhostUserBus
-from vscsi_emu.driver.virtio_scsi import KNOWN, Options, VirtioScsi
+from vscsi_emu.driver.virtio_scsi import EVENT_QUEUE, KNOWN, Options, VirtioScsi
 from vscsi_emu.events import BACKLOG
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
@@ -212,6 +212,23 @@ def test_a_lower_limit_is_a_change_of_configuration(server: Server) -> None:
         assert front_end.config_changes == 1
         max_sectors = front_end.get_config(8, 4)
         assert int.from_bytes(max_sectors, "little") == 64
+
+
+def test_a_change_of_configuration_does_not_end_a_wait_for_queues(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with attached(server.sockets[0]) as device:
+        bus = bus_of(device)
+        poll = bus.front_end.poll
+        # The first look finds a message of the back end, and no call.
+        looks = iter([lambda _fds, _timeout: set[int]()])
+        monkeypatch.setattr(
+            bus.front_end, "poll", lambda fds, timeout: next(looks, poll)(fds, timeout)
+        )
+        device.queues[EVENT_QUEUE].ring.enable_notifications()
+        unit = server.service.units["a"]
+        server.do(lambda: unit.resize(unit.blocks - 1))
+        assert bus.wait([EVENT_QUEUE], WAIT) == {EVENT_QUEUE}
 
 
 @pytest.mark.normative("scsi.evt.d4")
