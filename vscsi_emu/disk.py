@@ -157,7 +157,8 @@ class Disk:
     async def pause(self, *, deadline: float) -> bool:
         """From now on commands wait for `resume`. Whether those that ran are over within
         `deadline` seconds; it stays paused in any case. A guest gives a command up after some time
-        (Linux: 30 s), and then aborts it. SANITIZE and FORMAT UNIT go on."""
+        (Linux: 30 s), and then aborts it. A driver that stops its queue meanwhile has them back,
+        with BUSY. SANITIZE and FORMAT UNIT go on."""
         async with self._change():
             if not self.unit.paused:
                 self._pause()
@@ -171,13 +172,9 @@ class Disk:
     async def resume(self) -> None:
         """Commands that waited are processed, in the order they came."""
         async with self._change():
-            self.release()
-
-    def release(self) -> None:
-        """As `resume`, at once; whatever else is under way."""
-        if self.unit.paused:
-            self._resume()
-            self._note(Kind.LUN_RESUMED, "goes on")
+            if self.unit.paused:
+                self._resume()
+                self._note(Kind.LUN_RESUMED, "goes on")
 
     async def flush(self) -> None:
         """What was written is durable on return. `OperationError`."""

@@ -196,9 +196,6 @@ class Service:
                     task.result()
         finally:
             stopping.cancel()
-            # What waits for a paused unit would hold its queue up.
-            for disk in self.disks.values():
-                disk.release()
             for task in serving:
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)

@@ -99,7 +99,7 @@ def passing_to(lun: str, options: Options = OPTIONS, *, ram: int = MEMORY) -> It
     with InProcess(from_arguments([f"0:0={lun}"]), memory=memory(ram)) as machine:
         (slot,) = machine.slots
         device = attach(slot, options, ram)
-        unit = next(iter(slot.hba.targets.values())).nexuses[0].unit
+        unit = slot.hba.luns[0, 0]
         assert isinstance(unit, PassthroughUnit)
         found = Machine(device, unit, machine)
         found.take_attentions()

@@ -26,7 +26,7 @@ from vscsi_emu.virtio.scsi import (
 )
 
 if TYPE_CHECKING:
-    from vscsi_emu.hba import Hba
+    from vscsi_emu.hba.device import Hba
     from vscsi_emu.scsi.nexus import Nexus
     from vscsi_emu.scsi.target import Target
     from vscsi_emu.scsi.unit import LogicalUnit
