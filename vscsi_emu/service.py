@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from vscsi_emu.backends import BackendError, SpecError, open_backend
 from vscsi_emu.backends.uri import ADDRESS
+from vscsi_emu.caps import CapError, check, check_unit
 from vscsi_emu.config import PASSTHROUGH, Config, ConfigError, LunConfig, default_id, place
 from vscsi_emu.disk import Disk, OperationError
-from vscsi_emu.hba import DEFAULTS, Address, Hba, LunBusyError
+from vscsi_emu.hba import Address, Hba, LunBusyError
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.device import DeviceUnit
 from vscsi_emu.scsi.identity import Identity
@@ -167,18 +168,12 @@ class Service:
     def _caps(self, hba: HbaConfig) -> dict[str, int]:
         """What lowers the limits of an HBA. Raises `StartError` for what would raise one."""
         disks = [disk for disk in self.disks.values() if disk.config.name in hba.luns.values()]
-        caps = {}
-        for option, cap in hba.caps.items():
-            name = option.replace("-", "_")
-            figures = [(int(getattr(DEFAULTS, name)), "the most that is offered")]
-            limits = (disk.backend.limit(name) for disk in disks)
-            figures += [limit for limit in limits if limit is not None]
-            most, source = min(figures)
-            if cap > most:
-                raise StartError(
-                    f"{option} {cap} is above {most}, {source}; it can only be lowered"
-                )
-            caps[name] = cap
+        caps = {name.replace("-", "_"): cap for name, cap in hba.caps.items()}
+        try:
+            for field, cap in caps.items():
+                check(field, cap, [disk.backend for disk in disks])
+        except CapError as error:
+            raise StartError(str(error)) from None
         return caps
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -293,7 +288,7 @@ class Service:
     def renew(self, disk: Disk, backend: Backend, unit: LogicalUnit) -> None:
         """The same storage, opened again; no HBA has the old unit any more."""
         del self._disk_of[disk.unit]
-        disk.backend, disk.unit = backend, unit
+        disk.renew(backend, unit)
         self._disk_of[unit] = disk
 
     def map_lun(self, hba: Hba, disk: Disk, address: Address) -> None:
@@ -302,6 +297,14 @@ class Service:
             hba.add_lun(address, disk.unit)
         except ValueError as error:
             raise OperationError(str(error), "at") from None
+
+    async def lower(self, disk: Disk, **caps: int | None) -> None:
+        """`Disk.lower`; the drivers of its HBAs hear of it. `OperationError`."""
+        before = disk.unit.queue_limits
+        await disk.lower(**caps)
+        if disk.unit.queue_limits != before:
+            for hba in self.hbas:
+                hba.limits_changed(disk.unit)
 
     async def remove_luns(
         self, hba: Hba, addresses: Sequence[Address], *, deadline: float = 0.0, force: bool = True
@@ -363,6 +366,10 @@ class _Opened:
         except (BackendError, SpecError) as error:
             raise StartError(str(error)) from None
         self._backends.append(backend)
+        try:
+            check_unit(lun.spec, backend)
+        except CapError as error:
+            raise StartError(f"{lun.spec}: {error}") from None
         return backend
 
     def hand_over(self, backend: Backend) -> None:

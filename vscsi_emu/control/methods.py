@@ -7,11 +7,12 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from dataclasses import fields
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from vscsi_emu.caps import SECTOR
 from vscsi_emu.config import PASSTHROUGH
 from vscsi_emu.control.decode import opcodes
 from vscsi_emu.control.method import Method, method
@@ -226,6 +227,9 @@ async def lun_set(
     hba: str | None = None,
     read_only: bool | None = None,
     cache: Literal["writeback", "writethrough"] | None = None,
+    max_sectors: int | None = None,
+    seg_max: int | None = None,
+    cmd_per_lun: int | None = None,
     iops: int | None = None,
     bps: int | str | None = None,
     iops_burst: int | None = None,
@@ -233,9 +237,19 @@ async def lun_set(
 ) -> LunState:
     """Changes a unit. With `read_only` or `cache` guests get a unit attention (MODE PARAMETERS
     CHANGED) and an event; when it returns, what a write cache held that is off now, is on the
-    medium. `iops`, `bps`: the most commands, and bytes (or 64M), a second, 0 for no limit; the
-    bursts: what may come at once after a pause, a tenth of a second's by default."""
+    medium. `max_sectors` (of 512 bytes), `seg_max`, `cmd_per_lun`: the most that guests are told,
+    by Block Limits VPD page and configuration space, with unit attentions (INQUIRY DATA HAS
+    CHANGED, PARAMETERS CHANGED) and an event; never more than the storage takes, 0 for just that.
+    Longer transfers of guests that do not know yet are processed all the same. `iops`, `bps`: the
+    most commands, and bytes (or 64M), a second, 0 for no limit; the bursts: what may come at once
+    after a pause, a tenth of a second's by default."""
     disk = context.disk(lun, hba)
+    caps = {"max_sectors": max_sectors, "seg_max": seg_max, "cmd_per_lun": cmd_per_lun}
+    for name, cap in caps.items():
+        if cap is not None and cap < 0:
+            raise OperationError(f"{cap} is below 0", name)
+    if any(cap is not None for cap in caps.values()):
+        await context.service.lower(disk, **caps)
     rates = {
         "iops": iops,
         "bps": _size(bps, "bps"),
@@ -275,7 +289,8 @@ async def lun_pause(
 ) -> PauseState:
     """From now on commands wait. Returns once those that ran are over, at the latest after
     `deadline` seconds. With lun.flush, the image can be copied then. A guest gives commands up
-    after some time (Linux: 30 s)."""
+    after some time (Linux: 30 s); a queue that it stops, as for a reset, does not wait: commands
+    end with BUSY."""
     if not 0 < deadline <= 3600:
         raise OperationError(f"deadline {deadline:g} is not above 0 and up to 3600 s", "deadline")
     return PauseState(drained=await context.disk(lun, hba).pause(deadline=deadline))
@@ -511,11 +526,10 @@ async def limits_query(context: Context) -> Limits:
         luns=[
             LunLimits(
                 id=disk.id,
-                **{
-                    field.name: getattr(disk.unit.limits, field.name)
-                    for field in fields(LunLimits)
-                    if field.name != "id"
-                },
+                max_sectors=disk.unit.queue_limits.max_bytes // SECTOR,
+                seg_max=disk.unit.queue_limits.max_segments,
+                cmd_per_lun=disk.unit.queue_limits.commands,
+                **asdict(disk.unit.block_limits),
             )
             for disk in units
         ],

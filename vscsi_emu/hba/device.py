@@ -351,6 +351,14 @@ class Hba:
         for address in units:
             self.note(Kind.LUN_ADDED, "is there", address)
 
+    def limits_changed(self, unit: LogicalUnit) -> None:
+        """Of a unit that it may have: the configuration space follows, and the driver is told by
+        PARAMETERS CHANGED, of other units too where the configuration space says less now."""
+        less = self._update_limits()
+        for nexus in self._map.nexuses():
+            if less or nexus.unit is unit:
+                nexus.establish(Asc.PARAMETERS_CHANGED)
+
     async def remove_lun(
         self, address: Address, *, deadline: float = 0.0, force: bool = True
     ) -> LogicalUnit:
