@@ -20,7 +20,7 @@ from vscsi_emu.backends.uri import ADDRESS
 from vscsi_emu.caps import CapError, check, check_unit
 from vscsi_emu.config import PASSTHROUGH, Config, ConfigError, LunConfig, default_id, place
 from vscsi_emu.disk import Disk, OperationError
-from vscsi_emu.hba import Address, Hba, LunBusyError
+from vscsi_emu.hba import Address, Hba, LunAbsentError, LunBusyError, Removal, remove
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.device import DeviceUnit
 from vscsi_emu.scsi.identity import Identity
@@ -307,17 +307,17 @@ class Service:
                 hba.limits_changed(disk.unit)
 
     async def remove_luns(
-        self, hba: Hba, addresses: Sequence[Address], *, deadline: float = 0.0, force: bool = True
+        self, places: Mapping[Hba, Sequence[Address]], *, deadline: float = 0.0, force: bool = True
     ) -> None:
-        """`Hba.remove_luns`; disks that no HBA has any more are closed. `OperationError`."""
+        """`Hba.remove_luns` of several HBAs: all or none. Disks that no HBA has any more are
+        closed. `OperationError`."""
         try:
-            units = await hba.remove_luns(addresses, deadline=deadline, force=force)
+            removals = [Removal(hba, addresses) for hba, addresses in places.items()]
+            units = await remove(removals, deadline=deadline, force=force)
         except LunBusyError as error:
-            raise OperationError(f"{error}; it stays (force would remove it)") from None
-        except KeyError as error:
-            raise OperationError(
-                f"{hba.name} has no unit at {show_address(error.args[0])}, or it is leaving", "lun"
-            ) from None
+            raise OperationError(f"{error}; all stay (force would remove them)") from None
+        except LunAbsentError as error:
+            raise OperationError(error.text, "lun") from None
         used = {unit for other in self.hbas for unit in other.luns.values()}
         gone = [self._disk_of.pop(unit) for unit in set(units) - used]
         for disk in gone:

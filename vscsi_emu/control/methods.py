@@ -179,14 +179,14 @@ async def lun_remove(
 
     The guest gets an event (RESET_REMOVED) and is served until it has sent nothing for half a
     second, so that it can write back. At `deadline`, in seconds, `force` ends what is left with
-    FAILURE; without it the call fails and everything stays. A `deadline` of 0 with `force` is a
-    surprise removal. Disks that no HBA has any more are flushed and closed."""
+    FAILURE; without it the call fails and everything stays, in all HBAs. A `deadline` of 0 with
+    `force` is a surprise removal. Disks that no HBA has any more are flushed and closed."""
     if not 0 <= deadline <= 3600:
         raise OperationError(f"deadline {deadline:g} is not within 0 to 3600 s", "deadline")
     if deadline == 0 and not force:
         raise OperationError("a deadline of 0 leaves no time to drain; add force", "deadline")
-    for port, addresses in _named(context, lun, hba).items():
-        await context.service.remove_luns(port, addresses, deadline=deadline, force=force)
+    places = _named(context, lun, hba)
+    await context.service.remove_luns(places, deadline=deadline, force=force)
 
 
 def _named(context: Context, luns: list[str], hba: str | None) -> dict[Hba, list[tuple[int, int]]]:

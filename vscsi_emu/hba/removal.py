@@ -28,9 +28,16 @@ class LunBusyError(Exception):
         )
 
 
+class LunAbsentError(KeyError):
+    """An address that has no unit, or one that is leaving. `text` says so."""
+
+    def __init__(self, hba: Hba, address: Address) -> None:
+        super().__init__(address)
+        self.text = f"{hba.name} has no unit at {show_address(address)}, or it is leaving"
+
+
 class Removal:
-    """Units of one HBA that are to go, or to stay after all. `KeyError` for an address without
-    one, or whose unit is leaving."""
+    """Units of one HBA that are to go, or to stay after all. `LunAbsentError`."""
 
     def __init__(self, hba: Hba, addresses: Iterable[Address]) -> None:
         self.hba: Final = hba
@@ -42,7 +49,7 @@ class Removal:
     def _present(self, address: Address) -> Nexus:
         nexus = self.hba.nexus(address)
         if nexus is None or self.hba.is_leaving(nexus):
-            raise KeyError(address)
+            raise LunAbsentError(self.hba, address)
         return nexus
 
     def __contains__(self, nexus: Nexus | None) -> bool:
