@@ -76,8 +76,9 @@ class Disk:
                 self.backend.check_size(size, f"name a multiple of {self.backend.block_size}")
             except SpecError as error:
                 raise OperationError(str(error), "size") from None
-            if not self.backend.resizable:
-                raise OperationError(f"{self.id} ({self.config.spec}) cannot be resized", "lun")
+            if (why := self.backend.fixed) is not None:
+                spec = self.config.spec
+                raise OperationError(f"{self.id} ({spec}) cannot be resized: {why}", "lun")
             if self.unit.overwriting:
                 raise OperationError(f"{self.id}: SANITIZE or FORMAT UNIT is under way")
             if size == self.size:
