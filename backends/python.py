@@ -55,6 +55,11 @@ class PythonBackend(Backend):
                 f"{self.spec}: the class bounds its own space (ENOSPC); leave out thin="
             )
 
+    def install_cache(self) -> None:
+        """`start` does it: there is no engine before."""
+        if self.python_device is not None:
+            raise SpecError(f"{self.spec}: it is no disk; leave out volatile-cache")
+
     def start(self, owner: Owner) -> None:
         if self.python_device is not None:
             return
@@ -66,6 +71,8 @@ class PythonBackend(Backend):
             self.storage.size,
             discard=type(self.storage).discard is not Storage.discard,
         )
+        if self.spec.volatile_cache:
+            super().install_cache()
 
     @property
     def fixed(self) -> str | None:

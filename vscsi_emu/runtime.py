@@ -84,6 +84,9 @@ class Runtime:
     async def close(self) -> None:
         """Ends the workers, after their last I/O."""
         await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers))
+
+    def close_inbox(self) -> None:
+        """After the last use of an engine that Python answers for."""
         self._loop.remove_reader(self.inbox.fileno())
 
     def reserve(self, queues: int) -> int:

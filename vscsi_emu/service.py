@@ -124,6 +124,7 @@ class Service:
         stack.callback(opened.close)
         backends = [opened.open(lun) for lun in self._config.luns]
         self._runtime = runtime = Runtime(self._workers, io_uring=self._io_uring)
+        stack.callback(runtime.close_inbox)
         stack.push_async_callback(self._close_disks)
         stack.push_async_callback(runtime.close)
         for lun, backend in zip(self._config.luns, backends, strict=True):

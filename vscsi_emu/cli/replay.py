@@ -180,12 +180,14 @@ def _show(compared: list[Comparison]) -> None:
     from vscsi_emu.cli.top import show_latency
 
     table = Table("command", box=None, header_style="bold", pad_edge=False)
-    for column in ("count", "p50 then", "now", "p99 then", "now"):
+    for column in ("count", "other outcome", "p50 then", "now", "p99 then", "now"):
         table.add_column(column, justify="right")
-    table.add_column("other outcome")
     for row in compared:
         latencies = (row.recorded_p50, row.replayed_p50, row.recorded_p99, row.replayed_p99)
-        different = ", ".join(f"{count} x {what}" for what, count in row.different.items())
         cells = [show_latency(value) for value in latencies]
-        table.add_row(row.name, str(row.commands), *cells, different or "-")
+        others = sum(row.different.values())
+        table.add_row(row.name, str(row.commands), str(others or "-"), *cells)
     Console().print(table)
+    for row in compared:
+        for what, count in row.different.items():
+            click.echo(f"{row.name}: {count} x {what}")

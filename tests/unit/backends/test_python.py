@@ -235,6 +235,21 @@ def test_space_is_the_classs_own_business() -> None:
         open_backend(spec, name="x")
 
 
+def test_unflushed_writes_may_be_lost(made: list[Plain]) -> None:
+    with Hba(f"0:0={HERE}Plain,volatile-cache") as hba, hba.driver() as guest:
+        disk = guest.disks[0, 0]
+        disk.write(0, b"a" * 512)
+        disk.flush()
+        disk.write(0, b"b" * 512)
+        assert made[0].bytes[:512] == b"a" * 512
+        seeds = iter(range(64))
+        while not hba.control.power_fail(seed=next(seeds)).luns[0].lost:
+            disk.write(0, b"b" * 512)
+            disk.flush()
+            disk.write(0, b"a" * 512)
+        assert disk.read(0, 1) == bytes(made[0].bytes[:512])
+
+
 def test_a_file_is_loaded_once(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(f"from {__name__} import Plain as Base\nclass Mine(Base): pass\n")
