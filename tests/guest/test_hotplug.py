@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from vscsi_emu.control import Client
-from vscsi_emu.testing import GuestRun, HbaProcess
+from vscsi_emu.testing import GuestRun, GuestUnavailable, HbaProcess, UmlGuest
 
 from .conftest import make_guest
 
@@ -199,6 +199,10 @@ wait $writing
 
 def test_linux_hears_of_a_lower_limit_and_loses_nothing(monitor_path: str) -> None:
     """By the event alone; nothing in the guest asks for a scan."""
+    try:
+        UmlGuest().require()
+    except GuestUnavailable as error:
+        pytest.skip(str(error))
     with (
         HbaProcess(["mem:64M"], arguments=["--monitor", monitor_path]) as hba,
         Client(monitor_path, timeout=STEP_SECONDS) as monitor,

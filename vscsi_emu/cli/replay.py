@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vscsi_emu.cli.console import table_console
+
 if TYPE_CHECKING:
     from vscsi_emu.capture.differences import DataComparison
     from vscsi_emu.capture.replay import Comparison
@@ -174,20 +176,17 @@ def _show_data(found: DataComparison) -> None:
 
 
 def _show(compared: list[Comparison]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from vscsi_emu.cli.top import show_latency
 
     table = Table("command", box=None, header_style="bold", pad_edge=False)
-    for column in ("count", "other outcome", "p50 then", "now", "p99 then", "now"):
+    for column in ("count", "p50 then", "now", "p99 then", "now"):
         table.add_column(column, justify="right")
     for row in compared:
         latencies = (row.recorded_p50, row.replayed_p50, row.recorded_p99, row.replayed_p99)
-        cells = [show_latency(value) for value in latencies]
-        others = sum(row.different.values())
-        table.add_row(row.name, str(row.commands), str(others or "-"), *cells)
-    Console().print(table)
+        table.add_row(row.name, str(row.commands), *map(show_latency, latencies))
+    table_console().print(table)
     for row in compared:
         for what, count in row.different.items():
             click.echo(f"{row.name}: {count} x {what}")
