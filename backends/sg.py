@@ -71,6 +71,7 @@ class SgBackend(Backend):
             )
             stack.callback(self.passthrough.close)
             self.capacity: Final = self._capacity()
+            self.block_size = self.capacity.block_size or self.block_size
             self._until_closed = stack.pop_all()
         self.engine = _dataplane.Engine.passthrough(self.passthrough)
 

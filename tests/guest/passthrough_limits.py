@@ -8,7 +8,7 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -30,6 +30,7 @@ from tests.guest.passthrough import (
 )
 from vscsi_emu.backends.uri import parse_lun
 from vscsi_emu.config import from_arguments
+from vscsi_emu.disk import OperationError
 from vscsi_emu.driver.request import every
 from vscsi_emu.driver.scan import retried
 from vscsi_emu.driver.virtio_scsi import Options, VirtioScsi
@@ -142,9 +143,33 @@ def checked(row: Row) -> tuple[int | str, ...]:
         )
         assert (last + 1, block) == (row.size // row.block, row.block), (row, last, block)
         assert provisioning >> 15 == row.lbpme, row
+        lowered(machine, row, host)
         prot_en, p_type = protection & 1, protection >> 1 & 7
         assert (prot_en and p_type + 1) == row.protection, (row, protection)
         return *seen, *told, most, optimal, granularity, last + 1, block
+
+
+def lowered(machine: Machine, row: Row, host: Host) -> None:
+    """While it runs: page and configuration space follow, below what the host gives."""
+    control = machine.server.control
+    control.lun_set("0:0", max_sectors=8)
+    machine.take_attentions()
+    page = machine.good(bytes([0x12, 1, 0xB0, 0, 64, 0]), b"", 64)
+    assert int.from_bytes(page[8:12]) == 8 * 512 // row.block, (row, page.hex())
+    assert int.from_bytes(machine.device.bus.read_config(8, 4), "little") == 8, row
+    text = refusal(lambda: control.lun_set("0:0", max_sectors=host.sectors + 1))
+    assert f"is above {min(host.sectors, DEFAULTS.max_sectors)}, " in text, (row, text)
+    control.lun_set("0:0", max_sectors=0)
+    machine.take_attentions()
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """What a call that cannot be done says."""
+    try:
+        call()
+    except OperationError as error:
+        return str(error)
+    return "it can be done"
 
 
 class Host(NamedTuple):

@@ -93,7 +93,8 @@ impl PythonEngine {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.call(IoKind::Flush, 0, self.size(), Vec::new()).map(drop)
+        self.call(IoKind::Flush, 0, self.size(), Vec::new())
+            .map(drop)
     }
 
     /// At most `CHUNK` bytes of a transfer; how many.
