@@ -506,11 +506,12 @@ class Nexus:
 
 @final
 class Statistics:
-    """Counted since the nexus was made. Where there are three they are of reads, of writes and of
-    all other commands, by their routes."""
+    """Counted since the nexus or port was made. Where there are three they are of reads, of writes
+    and of all other commands, by their routes. A command that its driver sees ended is counted."""
 
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """Without those that their worker ends before it takes the next one."""
     @property
     def bytes(self) -> tuple[int, int, int]:
         """Data moved, either way."""
@@ -518,9 +519,10 @@ class Statistics:
     def latencies(
         self,
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
-        """(longest latency, commands) of each bucket with any, in nanoseconds, from where a command
-        is taken from its queue to where its response is written. A bucket is 64 ns wide, or at
-        most 1/16 of what it counts; the last one ends at 68 s and counts what is longer, too."""
+        """(longest latency, commands) of each bucket with any, in nanoseconds, from where a worker
+        begins to take a queue's commands, at most 64 at once, to where it shows the driver what of
+        them has ended. A bucket is 64 ns wide, or at most 1/16 of what it counts; the last one ends
+        at 68 s and counts what is longer, too."""
     @property
     def statuses(self) -> list[tuple[int, int]]:
         """(SAM status other than GOOD, commands)."""
@@ -614,6 +616,10 @@ class Port:
         """(target, LUN) → nexus, swapped atomically. A request to a target without any entry, and
         not in `targets`, is answered BAD_TARGET; to an absent LUN of a known target, or to a
         well-known LU, it comes to Python with `nexus` None."""
+    @property
+    def statistics(self) -> dict[int, Statistics]:
+        """What its commands for no logical unit cost until now, by index of the queue that they
+        came from: to addresses without one, to a well-known one, malformed."""
 
 # ── Workers and the inbox ──────────────────────────────────────────────────────────────────────
 

@@ -11,7 +11,7 @@ use crate::gate::{self, Gate};
 use crate::limits::Limits;
 use crate::policy::LunPolicy;
 use crate::sbc;
-use crate::stats::Stats;
+use crate::stats::{Class, Stats};
 use crate::task_set::{Part, TaskSet};
 use crate::turn::Turn;
 
@@ -39,6 +39,7 @@ impl Route {
 #[derive(Clone, Copy, Debug)]
 struct Row {
     route: Route,
+    class: Class,
     /// Bits of the first 16 CDB bytes that the command does not define.
     reserved: u128,
 }
@@ -52,10 +53,16 @@ impl RouteTable {
     pub fn new(routes: &[u8; 256], usage: &[(u8, Vec<u8>)]) -> Option<Self> {
         let mut rows = [Row {
             route: Route::Python,
+            class: Class::Other,
             reserved: 0,
         }; 256];
         for (row, value) in rows.iter_mut().zip(routes) {
             row.route = Route::from_value(*value)?;
+            row.class = match row.route {
+                Route::Media(gate::CLASS_READ) => Class::Read,
+                Route::Media(gate::CLASS_WRITE) => Class::Write,
+                _ => Class::Other,
+            };
         }
         for (opcode, map) in usage {
             let mut allowed = [0xff; 16];
@@ -79,13 +86,9 @@ impl RouteTable {
         }
     }
 
-    /// What a command counts as in statistics: 0 a read, 1 a write, 2 something else.
-    pub fn class(&self, opcode: u8) -> usize {
-        match self.0[usize::from(opcode)].route {
-            Route::Media(gate::CLASS_READ) => 0,
-            Route::Media(gate::CLASS_WRITE) => 1,
-            _ => 2,
-        }
+    /// What a command counts as in statistics.
+    pub fn class(&self, opcode: u8) -> Class {
+        self.0[usize::from(opcode)].class
     }
 }
 
@@ -137,7 +140,7 @@ pub struct Nexus {
     pub lu: Arc<Lu>,
     pub gate: Gate,
     pub part: Part,
-    pub stats: Stats,
+    pub stats: Arc<Stats>,
 }
 
 impl Nexus {
@@ -146,7 +149,7 @@ impl Nexus {
             lu,
             gate: Gate::default(),
             part: Part::default(),
-            stats: Stats::default(),
+            stats: Arc::default(),
         }
     }
 }

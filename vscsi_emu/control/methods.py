@@ -539,9 +539,10 @@ async def limits_query(context: Context) -> Limits:
 @method("stats.query")
 async def stats_query(context: Context, histograms: bool = False) -> ServiceStatistics:
     """What commands cost until now, by LUN and by queue: operations, bytes, percentiles of latency,
-    commands in flight, errors, and which gates are closed. `histograms`: with all buckets."""
-    luns = sources(context.service)
-    return await asyncio.to_thread(collect, luns, histograms=histograms)
+    commands in flight, errors, and which gates are closed; and those for no LUN. `histograms`: with
+    all buckets."""
+    counted = sources(context.service)
+    return await asyncio.to_thread(collect, counted, histograms=histograms)
 
 
 @method("trace.start")

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::thread::{Response, Sendable, Thread};
+use super::end::Response;
+use super::execute::Sendable;
+use super::thread::Thread;
 use super::Answer;
 use crate::engine::Io;
 use crate::fault::data::Corruption;

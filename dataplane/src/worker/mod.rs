@@ -2,13 +2,20 @@
 //!
 //! This file is what others see: a `Worker` to give queues to, a `QueueRef` to steer a queue, a
 //! `Reply` to answer a task. All of them only put `Mail` into the worker's mailbox; the worker's
-//! state belongs to its thread alone (`thread.rs`).
+//! state belongs to its thread alone (`thread.rs`, and the files that say `impl Thread`).
 
 mod account;
 mod admission;
+mod begin;
 mod drain;
+mod end;
+mod events;
+mod execute;
 mod fault;
+mod mail;
 mod queue;
+mod queues;
+mod scope;
 mod thread;
 mod timers;
 mod uring;
@@ -35,6 +42,12 @@ use crate::task_set::{Held, Role};
 use crate::trace::Trace;
 use crate::turn::Turn;
 use crate::wire;
+
+/// Switches the statistics of all workers off and on, to measure what they cost.
+#[cfg(feature = "uncounted")]
+pub fn set_counted(on: bool) {
+    account::COUNTED.store(on, Ordering::Relaxed);
+}
 
 /// What a queue carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
