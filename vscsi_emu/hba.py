@@ -483,6 +483,15 @@ class Hba:
         for address in units:
             self._note(Kind.LUN_ADDED, "is there", address)
 
+    def limits_changed(self, unit: LogicalUnit) -> None:
+        """The limits of a unit are others now: its driver is told, if it is here."""
+        nexuses, before = list(self._nexuses()), self._config
+        self._publish_limits()
+        lowered = _lowered(before, self._config)
+        for nexus in nexuses:
+            if nexus.unit is unit or lowered:
+                nexus.establish(Asc.PARAMETERS_CHANGED)
+
     async def remove_lun(
         self, address: Address, *, deadline: float = 0.0, force: bool = True
     ) -> LogicalUnit:
@@ -643,7 +652,7 @@ class Hba:
         return bytes([0x30 | digest[0] & 0xF]) + digest[1:8]
 
     def _publish_luns(self) -> None:
-        """The LUN map to the workers, and the limits of all units to the driver."""
+        """The LUN map to the workers, and the limits of all its units to the driver."""
         self.port.set_luns(
             {
                 (number, lun): nexus.data_plane
@@ -653,6 +662,9 @@ class Hba:
             },
             targets=[number for number in self.targets if number not in self._down],
         )
+        self._publish_limits()
+
+    def _publish_limits(self) -> None:
         limits = [nexus.unit.queue_limits for nexus in self._nexuses()]
         sectors = [limit.max_bytes // _SECTOR for limit in limits if limit.max_bytes]
         if self._max_sectors is not None:

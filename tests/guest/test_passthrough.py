@@ -25,6 +25,7 @@ CHECKS = (
     "limit-64",
     "limit-1024",
     "lowered",
+    "relimited",
     "huge",
     "tiny_segments",
     "nodes",
@@ -39,6 +40,9 @@ CHECKS = (
     "resized",
     "unplugged",
     "unplugged_under_load",
+    "replaced",
+    "events_lost",
+    "unheard",
     "other_types",
 )
 LIMITS = ("example", "sizes", "segments", "residuals", "hot_plugged", "matrix")

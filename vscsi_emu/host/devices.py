@@ -35,6 +35,7 @@ _TYPES: Final = {
     0x1F: "unknown",
 }
 """PERIPHERAL DEVICE TYPE (SPC-6, standard INQUIRY data)."""
+_LEAVING: Final = frozenset({"cancel", "deleted"})
 _WITH_BLOCKS: Final = frozenset({0x00, 0x04, 0x05, 0x07, 0x0E, 0x14})
 
 
@@ -63,6 +64,8 @@ class ScsiDevice:
     address: Address
     path: Path
     """Its directory in sysfs, links resolved."""
+    instance: int
+    """Another one for the same unit once it has been removed and is found again."""
     type: int
     """PERIPHERAL DEVICE TYPE."""
     vendor: str
@@ -92,6 +95,11 @@ class ScsiDevice:
     @property
     def type_name(self) -> str:
         return _TYPES.get(self.type, f"type {self.type:#04x}")
+
+    @property
+    def stays(self) -> bool:
+        """Whether the host is not about to remove it."""
+        return self.state not in _LEAVING
 
     @property
     def has_blocks(self) -> bool:
@@ -134,8 +142,8 @@ def devices(roots: Roots = THIS_MACHINE) -> list[ScsiDevice]:
 def at(address: Address, roots: Roots = THIS_MACHINE) -> ScsiDevice | None:
     """The logical unit at `address`; None when there is none, or no longer."""
     path = (roots.sysfs / "bus" / "scsi" / "devices" / str(address)).resolve()
-    kind = sysfs.number(path / "type")
-    if kind is None:
+    kind, instance = sysfs.number(path / "type"), sysfs.inode(path)
+    if kind is None or instance is None:
         return None
     block = next(iter(_children(path / "block")), None)
     sectors = sysfs.number(block / "size") if block else None
@@ -146,9 +154,10 @@ def at(address: Address, roots: Roots = THIS_MACHINE) -> ScsiDevice | None:
         for child in _children(path / name)
         if (node := sysfs.node(child, roots.dev))
     )
-    return ScsiDevice(
+    device = ScsiDevice(
         address=address,
         path=path,
+        instance=instance,
         type=kind,
         vendor=sysfs.text(path / "vendor") or "",
         model=sysfs.text(path / "model") or "",
@@ -165,6 +174,8 @@ def at(address: Address, roots: Roots = THIS_MACHINE) -> ScsiDevice | None:
         block_size=sysfs.number(block / "queue" / "logical_block_size") if block else None,
         roots=roots,
     )
+    # Attributes go before their directory does: without this one others may have been missing.
+    return device if sysfs.number(path / "type") == kind else None
 
 
 def _children(directory: Path) -> Iterator[Path]:
