@@ -86,7 +86,7 @@ class SgBackend(Backend):
         found = queue_limits(self.device, commands=False, before=self.limits)
         # Of a device that goes, some of what limits it goes first.
         own, now = self.device, at(self.device.address, self.device.roots)
-        whole = now is not None and (now.block, now.block_size) == (own.block, own.block_size)
+        whole = now is not None and now.block == own.block
         pairs = zip(found, self.limits, strict=True)
         if not (whole and self.is_there and any(a.value != b.value for a, b in pairs)):
             return False

@@ -491,7 +491,8 @@ def scan() -> None:
 def scanned() -> None:
     """As `scan`, and the disk is there."""
     scan()
-    until(Path("/dev/sda").exists, "the disk did not come back")
+    # What comes last of it.
+    until(Path("/sys/block/sda/queue/max_sectors_kb").exists, "the disk did not come back")
 
 
 def told(machine: Machine, reason: ResetReason) -> None:

@@ -45,7 +45,9 @@ CHECKS = (
     "unheard",
     "other_types",
 )
-LIMITS = ("example", "sizes", "segments", "residuals", "hot_plugged", "matrix")
+LIMITS = ("example", "sizes", "segments", "alignment", "residuals", "hot_plugged", "matrix")
+LAST = "/sys/block/sda/queue/max_sectors_kb"
+"""Of what is there of a disk."""
 BOOT_SECONDS = 240.0
 MEMORY_MIB = 512
 LIMITS_MEMORY_MIB = 1024
@@ -59,7 +61,7 @@ def script(module: str, parameters: str) -> str:
         [
             *(f"busybox insmod {module}" for module in others),
             f"busybox insmod {scsi_debug} {parameters}",
-            "n=0; until [ -e /dev/sda ] || [ $n -ge 100 ]; do sleep 0.1; n=$((n + 1)); done",
+            f"n=0; until [ -e {LAST} ] || [ $n -ge 600 ]; do sleep 0.1; n=$((n + 1)); done",
             program(module, str(scsi_debug)),
         ]
     )

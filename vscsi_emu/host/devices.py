@@ -146,6 +146,9 @@ def at(address: Address, roots: Roots = THIS_MACHINE) -> ScsiDevice | None:
     if kind is None or instance is None:
         return None
     block = next(iter(_children(path / "block")), None)
+    block_size = sysfs.number(block / "queue" / "logical_block_size") if block else None
+    if block_size is None:
+        block = None  # its queue comes last, and goes first
     sectors = sysfs.number(block / "size") if block else None
     host = roots.sysfs / "class" / "scsi_host" / f"host{address.host}"
     others = (
@@ -168,10 +171,10 @@ def at(address: Address, roots: Roots = THIS_MACHINE) -> ScsiDevice | None:
         state=sysfs.text(path / "state") or "unknown",
         sg=_node(path / "scsi_generic", roots),
         bsg=_node(path / "bsg", roots),
-        block=_node(path / "block", roots),
+        block=sysfs.node(block, roots.dev) if block else None,
         other_nodes=tuple(others),
         size=None if sectors is None else sectors * SECTOR,
-        block_size=sysfs.number(block / "queue" / "logical_block_size") if block else None,
+        block_size=block_size,
         roots=roots,
     )
     # Attributes go before their directory does: without this one others may have been missing.

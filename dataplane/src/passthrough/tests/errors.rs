@@ -234,7 +234,9 @@ fn field_pointers_of_unmap_name_the_descriptor_of_the_guests_list() {
 /// What a bench's device has to tell; once only, as it has a listener then.
 fn told(bench: &Bench) -> u64 {
     let (sender, receiver) = std::sync::mpsc::channel();
-    let listener = move |what| drop(sender.send(what));
+    let listener = move |what| {
+        let _ = sender.send(what);
+    };
     bench.device.attention.listen(listener);
     receiver.try_recv().unwrap_or(0)
 }
