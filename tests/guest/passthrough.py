@@ -111,8 +111,8 @@ def passing_to(lun: str, options: Options = OPTIONS, *, ram: int = MEMORY) -> It
         yield found
 
 
-def attach(slot: Slot, options: Options, ram: int = MEMORY) -> VirtioScsi:
-    allocator = DmaAllocator(MIB, ram - MIB)
+def attach(slot: Slot, options: Options, ram: int = MEMORY, at: int = MIB) -> VirtioScsi:
+    allocator = DmaAllocator(at, ram - at)
     bus = VirtioMmioBus.find(slot, slot.base, allocator, timeout=SECONDS)
     assert bus is not None
     return VirtioScsi(bus, options, timeout=SECONDS)

@@ -133,7 +133,8 @@ luns = {"0:0" = "shared"}
 
 
 def test_guests_of_two_hosts_keep_each_other_out() -> None:
-    """Their hosts are guests themselves, on a disk of ours: scsi_debug has no reservations."""
+    """Their hosts are guests themselves, on a disk of ours: scsi_debug has no reservations. Two
+    guests of one host do not."""
     required(UmlGuest())
     with HbaProcess(config=HOSTS) as hba, ExitStack() as stack:
         names = ("first", "second")
@@ -144,4 +145,7 @@ def test_guests_of_two_hosts_keep_each_other_out() -> None:
             for name, socket in zip(names, hba.sockets, strict=True)
         ]
         for name, host in zip(names, hosts, strict=True):
-            parse(host.wait().check().output)[name].check()
+            sections = parse(host.wait().check().output)
+            sections[name].check()
+            if name == "first":
+                sections["together"].check()
