@@ -52,6 +52,7 @@ OPTIONS: Final = Options(obey_limits=False)
 """An old driver: it does not know what the host takes."""
 
 COMMANDS: Final = 40
+MANY: Final = 64
 
 MEDIUM, TIMEOUT, RECOVERED, TRANSPORT = 0x02, 0x04, 0x08, 0x10
 MEDIUM_ERROR_LBA: Final = 0x1234
@@ -545,7 +546,7 @@ def unplugged_under_load() -> None:
         (scsi_device("sda") / "queue_depth").write_text(str(at_most))
         with passing_to(f"sg:/dev/{node}") as machine:
             device, ends = machine.device, Counter[tuple[int, int]]()
-            items = submit_reads(machine, 32)
+            items = submit_reads(machine, MANY)
             while not ends[Response.OK, 2]:
                 answer = device.wait(items.pop(0))
                 ends[answer.response, answer.status] += 1
@@ -555,7 +556,7 @@ def unplugged_under_load() -> None:
             for answer in device.wait_all(items):
                 ends[answer.response, answer.status] += 1
             assert ends.keys() <= UNPLUGGED, ends
-            assert ends[Response.TRANSPORT_FAILURE, 0] <= 32, "only those that were on their way"
+            assert ends[Response.TRANSPORT_FAILURE, 0] <= MANY, "only those that were on their way"
             told(machine, ResetReason.REMOVED)
         scanned()
 
