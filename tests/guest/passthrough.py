@@ -46,7 +46,8 @@ MIB: Final = 1 << 20
 MEMORY: Final = 24 * MIB
 BLOCK: Final = 512
 BLOCKS: Final = 64 * MIB // BLOCK
-SECONDS: Final = 60.0
+SECONDS: Final = 240.0
+"""Ends what hangs, on a machine of any load."""
 DRIVER: Final = Path("/sys/bus/pseudo/drivers/scsi_debug")
 OPTIONS: Final = Options(obey_limits=False)
 """An old driver: it does not know what the host takes."""
@@ -324,7 +325,7 @@ def timed_out() -> None:
                 began = time.monotonic()
                 result = machine.command(read_10(0, 1), b"", BLOCK)
                 assert result.response == Response.TRANSPORT_FAILURE, show(result)
-                assert 1.5 < time.monotonic() - began < SECONDS
+                assert 1.5 < time.monotonic() - began < 55, "not in the minute that others have"
             machine.take_attentions()
             machine.round_trip(0, pattern(BLOCK, 8))
 

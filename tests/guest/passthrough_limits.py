@@ -193,8 +193,8 @@ def host_of(row: Row) -> tuple[str, Host]:
 
 ODD: Final = (BLOCK, 3 * BLOCK, 127 * BLOCK, 999 * BLOCK, MIB + BLOCK, 5 * MIB - 7 * BLOCK)
 LIMITS_KIB: Final = (4, 28, 256, 1024)
-LONG: Final = {4: 64, 1024: 64}
-"""By the host's limit in KiB, in MiB. Pages are dear in User-Mode Linux, so not for all."""
+LONG_MIB: Final = 64
+"""At the least limit; pages are dear in User-Mode Linux, so not at all of them."""
 RAM: Final = 80 * MIB
 
 
@@ -208,8 +208,8 @@ def sizes() -> None:
             for number, length in enumerate(ODD):
                 machine.round_trip(3 * number, pattern(length, number))
             assert machine.unit.device.split == 2 * sum(length > kib << 10 for length in ODD)
-            if mib := LONG.get(kib):
-                long_read(machine, mib)
+            if kib == min(LIMITS_KIB):
+                long_read(machine, LONG_MIB)
 
 
 def long_read(machine: Machine, mib: int) -> None:
