@@ -188,6 +188,9 @@ RESET_TARGET: Final = 1
 RESET_BUS: Final = 2
 RESET_HOST: Final = 3
 
+DEVICE_GONE: Final = 1
+LIMIT_REFUSED: Final = 2
+
 @final
 class PassthroughLimits:
     """What the host takes in one command. Commands over it are split, and data that lies wrong in
@@ -233,6 +236,10 @@ class Passthrough:
     def close(self) -> None:
         """The device is gone: commands end with BAD_TARGET, those that run as the host ends them;
         with the last one the node is closed."""
+    def watch(self, inbox: Inbox, token: int) -> None:
+        """Ends `token` once when a command shows that the device is gone (DEVICE_GONE), or the host
+        refuses what keeps to the limits (LIMIT_REFUSED); at once, if it has since the last call.
+        Its value are these bits; 0 when it is closed."""
     def set_limits(self, limits: PassthroughLimits) -> None:
         """For commands that begin from now on."""
     def set_capacity(self, block_size: int, blocks: int) -> None:

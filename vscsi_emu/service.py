@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from vscsi_emu.backends import Backend, LunSpec
     from vscsi_emu.config import HbaConfig
     from vscsi_emu.faults.installed import FaultSet
+    from vscsi_emu.follow import Follower
     from vscsi_emu.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -107,7 +108,7 @@ class Service:
         self.disks: dict[str, Disk] = {}
         """By `LunConfig.id`."""
         self._disk_of: dict[LogicalUnit, Disk] = {}
-        self._following = False
+        self._follower: Follower | None = None
         self._faults: FaultSet | None = None
 
     async def __aenter__(self) -> Service:
@@ -157,14 +158,16 @@ class Service:
 
     def _follow(self, stack: AsyncExitStack, luns: Iterable[LunConfig]) -> None:
         """Host devices among `luns`, and from then on all that are served."""
-        if self._following or all(lun.spec.scheme != PASSTHROUGH for lun in luns):
+        if all(lun.spec.scheme != PASSTHROUGH for lun in luns):
+            return
+        if self._follower is not None:
+            self._follower.look()
             return
         from vscsi_emu.follow import Follower
 
-        follower = Follower(self)
+        self._follower = follower = Follower(self)
         stack.push_async_callback(follower.close)
         follower.start()
-        self._following = True
 
     def _caps(self, hba: HbaConfig) -> dict[str, int]:
         """What lowers the limits of an HBA. Raises `StartError` for what would raise one."""
@@ -401,7 +404,7 @@ def _logical_unit(
 ) -> LogicalUnit:
     spec = backend.spec
     if spec.scheme == PASSTHROUGH:
-        from vscsi_emu.follow import passthrough_unit
+        from vscsi_emu.followed import passthrough_unit
 
         return passthrough_unit(runtime, backend)
     if backend.python_device is not None:

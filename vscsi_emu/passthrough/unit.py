@@ -77,6 +77,13 @@ class PassthroughUnit(LogicalUnit):
         self.device.set_capacity(*capacity)
         self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
+    def limited(
+        self, limits: _dataplane.PassthroughLimits, *, max_segments: int, commands: int
+    ) -> None:
+        """The host has other limits now, and so has the Block Limits page."""
+        self._limits, self._max_segments, self._depth = limits, max_segments, commands
+        self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
+
     @property
     def own_limits(self) -> QueueLimits:
         return QueueLimits(

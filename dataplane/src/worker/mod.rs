@@ -235,11 +235,8 @@ impl Mailbox {
         empty
     }
 
-    fn wake_up(&self, rung: bool) {
+    fn wake_up(&self) {
         self.asleep.store(false, Ordering::SeqCst);
-        if rung {
-            self.event.clear();
-        }
     }
 }
 
