@@ -179,6 +179,10 @@ class VirtioScsi:
             requests = min(requests, self.options.queues)
         for index in range(REQUEST_QUEUE + requests):
             size = min(self.bus.max_queue_size(index), self.options.queue_size)
+            if not size and index > REQUEST_QUEUE:
+                return  # the transport carries fewer than the device has
+            if not size:
+                raise ProbeError(f"the device has no queue {index}")
             self.queues[index] = self._make_queue(size)
             self.bus.start_queue(index, self.queues[index].ring.layout)
 
