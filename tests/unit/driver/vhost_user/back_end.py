@@ -80,10 +80,13 @@ class BackEnd:
         return ProtocolFeature(chosen[-1].payload.value)
 
     def serve(self, connection: socket) -> None:
-        """Until the front end closes."""
-        with suppress(ConnectionError):  # it need not wait for answers
+        """Until the front end closes. What it sent before is read, unless it closes with an answer
+        unread."""
+        with suppress(ConnectionResetError):
             while came := _receive(connection):
-                connection.sendall(self._take(*came))
+                if answer := self._take(*came):
+                    with suppress(BrokenPipeError):
+                        connection.sendall(answer)
 
     def _take(self, packet: Packet, fds_at_once: int) -> bytes:
         """The bytes of the answer, none where there is none."""
