@@ -26,7 +26,13 @@ from vscsi_emu.driver.virtio_scsi import KNOWN, REQUEST_QUEUE, InFlight, Options
 from vscsi_emu.driver.vring import DESC_F_WRITE, Segment
 from vscsi_emu.virtio import vhost_user as vu
 from vscsi_emu.virtio.features import Feature, Status
-from vscsi_emu.virtio.vhost_user import IotlbMessage, IotlbType, ProtocolFeature
+from vscsi_emu.virtio.vhost_user import (
+    IotlbMessage,
+    IotlbType,
+    MessageType,
+    Payload,
+    ProtocolFeature,
+)
 
 QUIET_SECONDS = 0.05
 FEATURES = KNOWN | Feature.ACCESS_PLATFORM
@@ -112,6 +118,25 @@ def test_many_commands_at_once_while_mappings_come_and_go(server: Server) -> Non
             for n, result in enumerate(guest.device.wait_all(items)):
                 expect_good(result)
                 assert result.data == blocks[n]
+
+
+@pytest.mark.normative("vu.iotlb.b5")
+def test_misses_want_an_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[bool] = []
+    take = IommuFrontEnd._take
+
+    def noting(
+        front_end: IommuFrontEnd, message: MessageType, payload: Payload, need_reply: bool
+    ) -> int:
+        wanted.append(need_reply)
+        return take(front_end, message, payload, need_reply)
+
+    monkeypatch.setattr(IommuFrontEnd, "_take", noting)
+    with behind_iommu(server) as guest:
+        Disk(guest.device, 0, 0).ready().read(0, 1)
+        assert len(wanted) == len(iommu_of(guest).misses)
+    assert wanted
+    assert all(wanted)
 
 
 @pytest.mark.normative("vu.iotlb.b4")
