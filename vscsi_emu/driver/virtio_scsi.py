@@ -218,14 +218,28 @@ class VirtioScsi:
     def restart_queue(self, index: int, size: int) -> BufferQueue:
         """A new ring of `size` entries for a queue that the bus has reset (2.6.1); what was in
         flight on it never comes back."""
-        old = self.queues[index]
-        for ticket in old.abandon():
-            self._forget(ticket)
-        for part in (old.ring.layout.desc, old.ring.layout.driver, old.ring.layout.device):
-            self.bus.allocator.free(part)
+        self._take_back(index)
         self.queues[index] = self._make_queue(size)
         self.bus.start_queue(index, self.queues[index].ring.layout)
         return self.queues[index]
+
+    def remove(self) -> None:
+        """Gives the device up; what was in flight never comes back. Memory is taken back only
+        after a reset (3.3.1)."""
+        self.bus.reset()
+        for index in list(self.queues):
+            self._take_back(index)
+
+    def _take_back(self, index: int) -> None:
+        """The memory of a queue that is not live."""
+        queue = self.queues.pop(index)
+        for ticket in queue.abandon():
+            self._forget(ticket)
+        layout = queue.ring.layout
+        parts = [layout.desc, layout.driver, layout.device]
+        modern = Feature.VERSION_1 in self.features
+        for part in parts if modern else parts[:1]:  # a legacy ring is one block
+            self.bus.allocator.free(part)
 
     # ── Commands ────────────────────────────────────────────────────────────────────────────────
 
