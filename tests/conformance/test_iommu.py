@@ -13,7 +13,7 @@ from tests.conformance import cdb
 from tests.conformance.attach import GUEST_BASE, GUEST_SIZE, Guest, attach
 from tests.conformance.cdb import Disk, expect_good, pattern
 from tests.conformance.raw import RawRing
-from tests.conformance.reads import within
+from tests.conformance.reads import add_read, within
 from tests.conformance.server import Server
 from vscsi_emu._dataplane import GuestMemory
 from vscsi_emu.driver.coherency.iommu import PAGE
@@ -118,6 +118,28 @@ def test_many_commands_at_once_while_mappings_come_and_go(server: Server) -> Non
             for n, result in enumerate(guest.device.wait_all(items)):
                 expect_good(result)
                 assert result.data == blocks[n]
+
+
+@pytest.mark.normative("split.anotif.d2")
+def test_no_kicks_are_wanted_while_a_chain_waits_for_its_translation(server: Server) -> None:
+    """A look at the ring that began and did not end: nothing changes before the front end acts."""
+    options = Options(features=FEATURES & ~Feature.EVENT_IDX)
+    with behind_iommu(server, options) as guest:
+        Disk(guest.device, 0, 0).ready()
+        ring = guest.device.queues[REQUEST_QUEUE].ring
+
+        def flags() -> int:
+            return guest.memory.load_u16_acquire(ring.layout.used_flags)
+
+        assert within(lambda: flags() == 0)
+        item = read_one(guest, 0)
+        assert within(lambda: flags() == 1)
+        another = add_read(guest)
+        assert not ring.publish(), "the driver kicks"
+        assert not item.done
+        for result in guest.device.wait_all([item, another]):
+            expect_good(result)
+        assert within(lambda: flags() == 0)
 
 
 @pytest.mark.normative("vu.iotlb.b5")

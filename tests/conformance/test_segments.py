@@ -10,11 +10,11 @@ import pytest
 from tests.conformance import cdb
 from tests.conformance.attach import GUEST_BASE, Guest, attach
 from tests.conformance.cdb import Disk, expect_good, pattern
-from tests.conformance.raw import CANARY, RESPONSE_BYTES, RawRing
+from tests.conformance.raw import CANARY, RESPONSE_BYTES, RawRing, pack
 from tests.conformance.server import Server
 from vscsi_emu.driver.request import Request, paged
 from vscsi_emu.driver.virtio_scsi import KNOWN, Options
-from vscsi_emu.driver.vring import Segment
+from vscsi_emu.driver.vring import DESC_F_INDIRECT, DESC_F_WRITE, Segment
 from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.scsi import Response, encode_lun
 
@@ -22,6 +22,8 @@ BLOCK = 512
 PAGE = 4096
 PAGES = 8
 HUGE = 2 << 20
+LONGEST = 1024
+"""Descriptors of a chain: as many as the largest ring has."""
 
 
 @pytest.mark.normative("scsi.cfg.d8")
@@ -41,6 +43,30 @@ def test_seg_max_segments_each_way(server: Server, indirect: bool) -> None:
         both = disk.run(cdb.write_10(0, blocks), data_out=data, data_in_length=len(data))
         assert both.response == Response.FAILURE
         assert disk.read(0, 1) == data[:BLOCK]
+
+
+@pytest.mark.normative("split.frame.d2")
+@pytest.mark.parametrize(("descriptors", "taken"), [(LONGEST, True), (LONGEST + 1, False)])
+def test_the_longest_chain(guest: Guest, descriptors: int, taken: bool) -> None:
+    """A READ of two blocks: header, response and single bytes; the last takes what is left."""
+    disk = Disk(guest.device, 0, 0).ready()
+    disk.write(0, pattern(2 * BLOCK))
+    ring = RawRing(guest)
+    header = Request(encode_lun(0, 0), cdb.read_10(0, 2), 1).pack_header(32)
+    guest.memory.write(ring.request.address, header)
+    data = ring.buffer(2 * BLOCK)
+    bytes_alone = descriptors - 3
+    pieces = [Segment(data.address + at, 1) for at in range(bytes_alone)]
+    pieces.append(Segment(data.address + bytes_alone, data.length - bytes_alone))
+    chain = [(ring.request, 0), *((segment, DESC_F_WRITE) for segment in (ring.response, *pieces))]
+    table = ring.table(
+        *(pack(*entry, at + 1) for at, entry in enumerate(chain[:-1])), pack(*chain[-1])
+    )
+    ring.descriptor(0, table, DESC_F_INDIRECT)
+    ring.expose(0)
+    assert ring.settled()
+    assert len(ring.used()) == taken
+    assert (guest.memory.read(*data) == pattern(2 * BLOCK)) == taken
 
 
 @pytest.mark.normative("split.desc.d2")

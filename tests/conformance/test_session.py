@@ -6,13 +6,13 @@ import os
 
 import pytest
 
-from tests.conformance.attach import GUEST_BASE, GUEST_SIZE, Guest
+from tests.conformance.attach import GUEST_BASE, GUEST_SIZE, Guest, connect
 from tests.conformance.cdb import Disk, expect_good, pattern
 from tests.conformance.reads import add_read
 from tests.conformance.server import Server
 from vscsi_emu.driver.front_end import FrontEnd, RequestRefused
 from vscsi_emu.driver.vhost_user import USER_OFFSET
-from vscsi_emu.driver.virtio_scsi import CDB_SIZE_OFFSET, REQUEST_QUEUE
+from vscsi_emu.driver.virtio_scsi import CDB_SIZE_OFFSET, REQUEST_QUEUE, VirtioScsi
 from vscsi_emu.virtio import vhost_user as vu
 from vscsi_emu.virtio.config import SIZE
 from vscsi_emu.virtio.vhost_user import MessageType, Payload, ProtocolFeature
@@ -26,6 +26,15 @@ def test_skip_drain_is_not_offered_alone(server: Server) -> None:
     with FrontEnd.connect(server.socket) as front_end:
         offered = ProtocolFeature(front_end.get_u64(vu.GET_PROTOCOL_FEATURES))
     assert ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN not in offered or INFLIGHT in offered
+
+
+@pytest.mark.normative("cfg.d2", "cfg.d1")
+def test_the_whole_configuration_is_there_from_the_start(server: Server) -> None:
+    """Whatever features bring fields of it: all that there is later is there before any status."""
+    with connect(server) as bus:
+        before = bus.read_config(0, SIZE)
+        device = VirtioScsi(bus)
+        assert bus.read_config(0, SIZE) == before == device.config.pack()
 
 
 # ── Requests that cannot be done ───────────────────────────────────────────────────────────────
