@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from tests.unit.driver.device import OFFERED, Chain, FakeBus
@@ -19,7 +21,7 @@ from vscsi_emu.driver.virtio_scsi import (
     VirtioScsi,
 )
 from vscsi_emu.driver.vring import DESC_F_INDIRECT, DESCRIPTOR
-from vscsi_emu.virtio.config import SIZE
+from vscsi_emu.virtio.config import SIZE, ScsiConfig
 from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.scsi import Response, TmfType
 
@@ -215,3 +217,26 @@ def test_a_failed_target_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> 
         report_luns(disk.device, 0)
     assert disk.device.execute(0, 0, bytes(6)).host_byte is HostByte.TARGET_FAILURE
     assert len(tries) == 4
+
+
+@pytest.mark.normative("scsi.req.r2")
+@pytest.mark.parametrize("slow", [REQUEST_QUEUE, REQUEST_QUEUE + 1])
+def test_a_write_has_ended_on_all_queues_before_the_next_command(
+    slow: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It goes out on both. One of them answers nothing, so the write does not end."""
+    config = ScsiConfig(num_queues=2, max_sectors=8)
+    disks = FakeDisks({(0, 0): bytearray(64 * BLOCK)}, config)
+    disk = Disk(VirtioScsi(disks.bus, Options(queues=None), timeout=0.01), 0, 0)
+    disk.write(0, bytes(range(64)) * (BLOCK // 4))
+    assert set(disks.queues) == {REQUEST_QUEUE, REQUEST_QUEUE + 1}
+    take = FakeDisks._command
+
+    def slowly(self: FakeDisks, chain: Chain, *details: Any) -> bytes | None:
+        return None if chain.queue == slow else take(self, chain, *details)
+
+    monkeypatch.setattr(FakeDisks, "_command", slowly)
+    with pytest.raises(TimeoutError):
+        disk.write(0, bytes(16 * BLOCK))
+    [waiting] = [chain for chain in disks.bus.kept if chain.queue == slow]
+    assert waiting.request[19] == 0x8A
