@@ -67,6 +67,11 @@ class Disk:
         """Capacity in bytes."""
         return self.unit.blocks * self.unit.block_size
 
+    def renew(self, backend: Backend, unit: LogicalUnit) -> None:
+        """The same storage, opened again."""
+        self.backend, self.unit = backend, unit
+        self._apply_limits()
+
     async def resize(self, size: int) -> None:
         """A new capacity in bytes: CAPACITY DATA HAS CHANGED for every nexus. What is beyond the
         end is lost. `OperationError`."""

@@ -187,8 +187,9 @@ class Hba:
         self._resetting: Nexus | None = None
         self.refuse_tmf: Callable[[Hba, LogicalUnit, int], int | None] | None = None
         """Says how a task management function for a unit ends instead of being performed."""
-        self._down: set[int] = set()
-        """Targets whose links are down."""
+        self._down: dict[int, bool] = {}
+        """Targets whose links are down, and whether the driver was told that their units are
+        gone."""
         self._leaving: dict[Nexus, float] = {}
         """Units being unplugged: when the last command came."""
         runtime.add_port(self.port, self)
@@ -600,14 +601,23 @@ class Hba:
             return
         target = self.targets[number]
         if up:
-            self._down.discard(number)
+            lost = self._down.pop(number)
             target.nexus_loss()
+            self._publish_luns()
+            if lost:
+                self._send_hotplugs(_addresses(number, target), ResetReason.RESCAN)
         else:
-            self._down.add(number)
-        self._publish_luns()
-        if not up:
+            self._down[number] = False
+            self._publish_luns()
             for nexus in target.nexuses.values():
                 self._spawn(self._cut(nexus))
+
+    def lose_units(self, number: int) -> None:
+        """The driver is told that the units of a target whose link is down are gone, as a fabric
+        tells after a while; when the link is up again, that they are back."""
+        if self._down.get(number) is False:
+            self._down[number] = True
+            self._send_hotplugs(_addresses(number, self.targets[number]), ResetReason.REMOVED)
 
     async def _cut(self, nexus: Nexus) -> None:
         await self.runtime.abort(Response.TRANSPORT_FAILURE, port=self.port, nexus=nexus.data_plane)
@@ -702,6 +712,10 @@ class Hba:
     def _note_tmf(self, request: bytes, reply: bytes, seconds: float) -> None:
         if tmf := tmf_record(self.name, self.byte_order, request, reply, seconds):
             self.runtime.journal.note_tmf(tmf)
+
+
+def _addresses(number: int, target: Target) -> list[Address]:
+    return [(number, lun) for lun in target.luns]
 
 
 def _by_target(addresses: Iterable[Address]) -> dict[int, list[int]]:

@@ -296,8 +296,10 @@ class Service:
     def renew(self, disk: Disk, backend: Backend, unit: LogicalUnit) -> None:
         """The same storage, opened again; no HBA has the old unit any more."""
         del self._disk_of[disk.unit]
-        disk.backend, disk.unit = backend, unit
+        disk.renew(backend, unit)
         self._disk_of[unit] = disk
+        if self._faults is not None:
+            self._faults.renewed(disk)
 
     def map_lun(self, hba: Hba, disk: Disk, address: Address) -> None:
         """Hot-plugs a disk that is served already at one more address. `OperationError`."""
