@@ -1,4 +1,4 @@
-"""A RAID of Linux loses a disk under its file system, and gets another one: nothing is lost.
+"""A disk of a RAID dies under its file system, and Linux gets another one: nothing is lost.
 
 Needs Debian's user-mode-linux and mdadm; no root.
 """
@@ -16,10 +16,11 @@ dd if=/dev/urandom of=source bs=1M count=8 2>&1
 cp source mnt/before
 sync
 echo "@ready: $(state)"
-# Pulled out while it is written to.
-until [ ! -e /sys/bus/scsi/devices/0:0:1:0 ]; do cp source mnt/during; sync; done
+# It dies while it is written to.
+until mdadm --detail /dev/md0 | grep -q faulty; do cp source mnt/during; sync; done
 cp source mnt/after
 sync
+mdadm /dev/md0 --remove faulty 2>&1
 echo "@leg lost: $(state)"
 until new=$(disk 2:0) && [ -b "$new" ]; do sleep 0.1; done
 mdadm /dev/md0 --add $new 2>&1
@@ -44,7 +45,7 @@ def main() -> None:
                 if line.startswith("@"):
                     print(line[1:])
                 if line.startswith("@ready"):
-                    leg.remove()
+                    leg.inject("hardware-error", nth=20)
                 if line.startswith("@leg lost"):
                     lab.scsi_disk("64M", at="2:0")
             guest.wait().check()
