@@ -775,8 +775,10 @@ class Worker:
         lu: Lu | None = None,
         nexus: Nexus | None = None,
         tag: int | None = None,
+        opcodes: Sequence[int] = ...,
     ) -> None:
-        """Counts matching commands in the task set now (after taking as above): "done", `value`."""
+        """Counts matching commands in the task set now (after taking as above): "done", `value`.
+        `opcodes`: only with one of these OPERATION CODEs, or any."""
     def release(self, lu: Lu, rule: FaultRule | None = None) -> None:
         """Commands of `lu` that `rule` makes hang go on. None: those that wait for its limits take
         their turn anew, after `Lu.set_limits`."""

@@ -134,6 +134,13 @@ class Iommu(Protocol):
         """`queue` asked for what the mapping of `iova` does not allow; it breaks next."""
 
 
+class Refusal(Protocol):
+    """See `Hba.refuse_tmf`."""
+
+    async def __call__(self, hba: Hba, nexus: Nexus, function: int, tag: int | None) -> int | None:
+        """`function`, for the command with `tag` if it is for one; None: it is to be performed."""
+
+
 class Hba:
     """A virtio-scsi device (virtio id 8)."""
 
@@ -185,8 +192,8 @@ class Hba:
         self._drains: dict[Queue, asyncio.Task[int]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._resetting: Nexus | None = None
-        self.refuse_tmf: Callable[[Hba, LogicalUnit, int], int | None] | None = None
-        """Says how a task management function for a unit ends instead of being performed."""
+        self.refuse_tmf: Refusal | None = None
+        """Says how a task management function ends instead of being performed."""
         self._down: dict[int, bool] = {}
         """Targets whose links are down, and whether the driver was told that their units are
         gone."""

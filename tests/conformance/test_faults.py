@@ -436,6 +436,22 @@ def test_task_management_fails(rig: Rig) -> None:
     assert rig.control.tmf_log()[-1].response == "FUNCTION_REJECTED"
 
 
+def test_aborts_of_some_commands_fail(rig: Rig) -> None:
+    """As a line of type 3 for scsi_debug's `error` file."""
+    inject(rig, "0:0", "hang")
+    [state] = rig.control.fault_scsi_debug("0:0", error="3 -1 28")
+    write = rig.node.send(cdb.write_10(0, BLOCKS), data_out=NEW)
+    read = rig.node.send(cdb.read_10(0, 1), data_in_length=512)
+    for item in (write, read):
+        assert rig.node.waits(item)
+    assert rig.node.tmf(TmfType.ABORT_TASK, write.tag) == Response.OK
+    assert rig.node.tmf(TmfType.ABORT_TASK, read.tag) == Response.FAILURE
+    assert rig.node.waits(read)
+    assert rig.node.tmf(TmfType.ABORT_TASK, read.tag) == Response.OK
+    assert rig.node.tmf(TmfType.ABORT_TASK, 1 << 40) == Response.OK, "no such command"
+    assert rig.control.fault_remove(state.id).hits == 1
+
+
 def test_a_link_goes_down_and_comes_back(rig: Rig) -> None:
     inject(rig, "0:0", "hang")
     item = rig.node.send(cdb.read_10(0, 1), data_in_length=512)
@@ -557,6 +573,7 @@ def test_parameters_of_scsi_debug(rig: Rig) -> None:
         ({"kind": "busi"}, "kind", "did you mean 'busy'"),
         ({"kind": "link-down", "lba": 3}, "lba", "link-down does not take it"),
         ({"kind": "delay", "seconds": 9e9}, "seconds", "is not within 0.0 to 3600.0"),
+        ({"kind": "tmf-failure", "opcodes": [0x28]}, "opcodes", "only ABORT_TASK and QUERY_TASK"),
         ({"kind": "busy", "dev_loss": 1.0}, "dev_loss", "busy does not take it"),
         ({"kind": "wear-out", "every": 2}, "every", "wear-out does not take it"),
         ({"kind": "wear-out", "blocks": 1 << 40, "lba": 0, "unit": 4}, "unit", "more than 1048576"),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
 from vscsi_emu.config import PASSTHROUGH
-from vscsi_emu.faults.vocabulary import Fault, FaultError, Medium, function_of, rules_of
+from vscsi_emu.faults.vocabulary import Fault, FaultError, Medium, function_of, opcodes_of, rules_of
 from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from vscsi_emu.faults.scsi_debug import Line
     from vscsi_emu.hba import Hba
     from vscsi_emu.runtime import Runtime
-    from vscsi_emu.scsi.unit import LogicalUnit
+    from vscsi_emu.scsi.nexus import Nexus
 
 
 class TmfRule:
@@ -32,6 +32,8 @@ class TmfRule:
         self._random = random.Random(fault.seed)
         self._from = time.monotonic() + fault.start
         self._function = function_of(fault)
+        self.opcodes: Final = opcodes_of(fault)
+        """Of the command that it is for; none: whatever."""
         self.met = 0
         self.hits = 0
 
@@ -158,16 +160,29 @@ class FaultSet:
         for fault in [fault for fault in self._all.values() if fault.disk is disk]:
             self.remove(fault)
 
-    def refuse_tmf(self, hba: Hba, unit: LogicalUnit, function: int) -> int | None:
+    async def refuse_tmf(
+        self, hba: Hba, nexus: Nexus, function: int, tag: int | None
+    ) -> int | None:
         """See `Hba.refuse_tmf`."""
-        for fault in self._all.values():
-            if fault.disk.unit is unit and fault.port in (None, hba):
-                for rule in fault.rules:
-                    if isinstance(rule, TmfRule):
-                        response = rule.take(function)
-                        if response is not None:
-                            return response
+        for fault in list(self._all.values()):
+            if fault.disk.unit is not nexus.unit or fault.port not in (None, hba):
+                continue
+            for rule in fault.rules:
+                if not isinstance(rule, TmfRule):
+                    continue
+                if rule.opcodes and not await self._is_one_of(rule.opcodes, hba, nexus, tag):
+                    continue
+                if (response := rule.take(function)) is not None:
+                    return response
         return None
+
+    async def _is_one_of(self, opcodes: bytes, hba: Hba, nexus: Nexus, tag: int | None) -> bool:
+        if tag is None:
+            return False
+        found = await self._runtime.query(
+            port=hba.port, nexus=nexus.data_plane, tag=tag, opcodes=opcodes
+        )
+        return found > 0
 
     def _publish(self, disk: Disk) -> None:
         rules = [

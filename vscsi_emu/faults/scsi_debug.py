@@ -291,7 +291,6 @@ ERRORS: Final = (
         (),
         lambda _: {"kind": "tmf-failure", "function": "ABORT_TASK"},
         "`tmf-failure` of ABORT_TASK",
-        opcode=False,
     ),
     ErrorType(
         4,
@@ -344,7 +343,7 @@ def from_error(text: str) -> Line:
     if len(values) != len(error.columns):
         raise FaultError("error", f"{error.name} takes {', '.join(error.columns) or 'no more'}")
     if not error.opcode and opcode != _ALL_OPCODES:
-        raise FaultError("error", "task management names no opcode; write ff")
+        raise FaultError("error", "a reset is for no one command; write ff")
     wanted = error.fault(values)
     if times == 0 or wanted is None:
         return Line(error.number, opcode, None)

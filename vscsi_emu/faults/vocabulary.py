@@ -256,8 +256,8 @@ KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
             hosts=False,
         ),
         "bit-flip": Kind(
-            "A wrong bit: of what is written on the medium, of what is only read for that reader "
-            "only. VERIFY compares it.",
+            "A wrong bit, within `blocks` if these are given: of what is written on the medium, of "
+            "what is only read for that reader only. VERIFY compares it.",
             _corruption("flip"),
             commands=(*_READS, "VERIFY", *_WRITES),
             others=False,
@@ -285,7 +285,9 @@ KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
             hosts=False,
         ),
         "tmf-failure": Kind(
-            "Task management fails with `response`, FAILURE by default: `function`, or all.",
+            "Task management fails with `response`, FAILURE by default: `function`, or all. "
+            "`opcodes`: where the function is for one command, ABORT_TASK or QUERY_TASK, only if "
+            "it is one of these.",
             _NOTHING,
             takes=("function", "response"),
         ),
@@ -303,6 +305,7 @@ assert set(KINDS) == set(get_args(KindName))
 
 _OF_KINDS: Final = {field for kind in KINDS.values() for field in kind.takes}
 _OF_COMMANDS: Final = ("opcodes", "lba", "blocks", "tag")
+_OF_A_TASK: Final = ("ABORT_TASK", "QUERY_TASK")
 _COUNTED: Final = ("nth", "every", "times", "probability", "seed")
 
 
@@ -363,12 +366,17 @@ class Fault:
                 raise FaultError(name, f"{self.kind} does not take it")
         if self.distribution == "uniform" and (self.spread or 0) < (self.seconds or 0):
             raise FaultError("spread", "the most must not be less than the least, seconds")
+        if self.kind == "tmf-failure" and self.opcodes and self.function not in _OF_A_TASK:
+            raise FaultError(
+                "opcodes",
+                f"only {' and '.join(_OF_A_TASK)} are for a command: name one as function",
+            )
         opcodes_of(self)
 
     def _meaningless(self) -> tuple[str, ...]:
         match self.kind:
             case "tmf-failure":
-                return _OF_COMMANDS
+                return _OF_COMMANDS[1:]
             case "link-down":
                 return (*_OF_COMMANDS, *_COUNTED)
             case "wear-out":

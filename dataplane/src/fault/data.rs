@@ -7,6 +7,7 @@ use std::sync::Arc;
 use io_uring::squeue;
 use libc::iovec;
 
+use super::Corrupted;
 use crate::engine::python::Refused;
 use crate::engine::{trim, AlignedBuffer, Cursor, Engine, Io, IoKind, Partial};
 use crate::sbc::{Extent, Touches};
@@ -48,12 +49,23 @@ pub enum Wrong {
 }
 
 impl Wrong {
-    /// `random` decides where. None: there is nothing to do wrong.
-    pub fn corruption(what: Corruption, random: u64, touches: &Touches) -> Option<Self> {
+    /// None: there is nothing to do wrong.
+    pub fn corruption(corrupted: &Corrupted, touches: &Touches, block: u64) -> Option<Self> {
+        let &Corrupted {
+            what,
+            blocks: (first, last),
+            random,
+        } = corrupted;
         let len = touches.len();
+        if len == 0 {
+            return None;
+        }
         Some(match what {
-            _ if len == 0 => return None,
-            Corruption::Flip => Self::Flip(random % len.saturating_mul(8)),
+            Corruption::Flip => {
+                let first = first.saturating_mul(block);
+                let end = last.saturating_add(1).saturating_mul(block);
+                Self::Flip(bit_within(touches, first, end, random)?)
+            }
             // At a sector's end behind the first one; where there is only one, in its middle.
             Corruption::Torn => {
                 let unit = SECTOR.min(len / 2);
@@ -63,6 +75,32 @@ impl Wrong {
             Corruption::Misdirected => Self::Misdirected(random),
         })
     }
+}
+
+/// One of the bits that a command touches from byte `first` of the medium to `end`.
+fn bit_within(touches: &Touches, first: u64, end: u64, random: u64) -> Option<u64> {
+    let mut before = 0;
+    // How much of each range is within, and where in the command that begins.
+    let parts = touches.extents.iter().map(|extent| {
+        let from = first.max(extent.offset);
+        let to = end.min(extent.offset + extent.len);
+        let part = (
+            before + from.saturating_sub(extent.offset),
+            to.saturating_sub(from),
+        );
+        before += extent.len;
+        part
+    });
+    let parts: Vec<_> = parts.collect();
+    let total: u64 = parts.iter().map(|(_, len)| len).sum();
+    let mut bit = random.checked_rem(total.saturating_mul(8))?;
+    for (at, len) in parts {
+        if bit < len * 8 {
+            return Some(at * 8 + bit);
+        }
+        bit -= len * 8;
+    }
+    None
 }
 
 pub struct FaultyEngine {

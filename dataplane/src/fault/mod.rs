@@ -208,6 +208,16 @@ impl Part {
     }
 }
 
+/// How a command's data go wrong.
+#[derive(Clone, Copy, Debug)]
+pub struct Corrupted {
+    pub what: Corruption,
+    /// First and last LBA that the rule is for.
+    pub blocks: (u64, u64),
+    /// Drawn for it.
+    pub random: u64,
+}
+
 /// What is to happen to one command, of all rules that took it.
 #[derive(Default)]
 pub struct Planned {
@@ -216,8 +226,7 @@ pub struct Planned {
     pub answer: Option<Answer>,
     pub bad: Option<Bad>,
     pub part: Option<Part>,
-    /// With what is drawn for it.
-    pub corruption: Option<(Corruption, u64)>,
+    pub corruption: Option<Corrupted>,
     pub lose: bool,
 }
 
@@ -246,9 +255,11 @@ impl Planned {
             };
         }
         self.part = self.part.or(then.short.map(Part::Fraction));
-        let corruption = then
-            .corruption
-            .map(|corruption| (corruption, draw.number()));
+        let corruption = then.corruption.map(|what| Corrupted {
+            what,
+            blocks: rule.when.blocks.unwrap_or((0, u64::MAX)),
+            random: draw.number(),
+        });
         self.corruption = self.corruption.or(corruption);
         self.lose |= then.lose;
     }

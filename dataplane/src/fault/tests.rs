@@ -4,11 +4,12 @@ use std::sync::Arc;
 
 use super::data::Corruption::{self, Flip, Lost, Misdirected, Torn};
 use super::data::{FaultyEngine, Wrong};
+use super::Corrupted;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::testing::Guest;
 use crate::engine::{total, trim, Engine, Io, IoKind};
 use crate::sbc::tests::policy;
-use crate::sbc::{blocks, complete, plan, Blocks, Outcome, Plan};
+use crate::sbc::{blocks, complete, plan, Blocks, Extent, Outcome, Plan, Touches};
 use crate::sense::{key, SenseInfo};
 
 const BLOCK: usize = 512;
@@ -173,7 +174,12 @@ impl Change {
 
     fn execute(&self, medium: &Medium, what: Corruption, random: u64) -> Outcome {
         medium.execute(&self.cdb, &self.data_out, |plan| {
-            Wrong::corruption(what, random, &plan.touches()).unwrap()
+            let corrupted = Corrupted {
+                what,
+                blocks: (0, u64::MAX),
+                random,
+            };
+            Wrong::corruption(&corrupted, &plan.touches(), BLOCK as u64).unwrap()
         })
     }
 }
@@ -232,6 +238,49 @@ fn a_flipped_bit_is_the_only_one_that_is_wrong() {
             assert!(wrong.len() == 1 || change.looks, "{}", change.name);
         }
     }
+}
+
+#[test]
+fn a_bit_flips_within_the_blocks_that_are_named() {
+    for change in changes() {
+        // The last block of its first range, and others that it does not touch.
+        let (lba, count, _) = change.ranges[0];
+        let bad = lba + count as u64 - 1;
+        for random in [0, 1234, u64::MAX] {
+            let medium = Medium::filled();
+            medium.execute(&change.cdb, &change.data_out, |plan| {
+                let corrupted = Corrupted {
+                    what: Flip,
+                    blocks: (bad, bad + BLOCKS),
+                    random,
+                };
+                Wrong::corruption(&corrupted, &plan.touches(), BLOCK as u64).unwrap()
+            });
+            let wrong: Vec<_> = change
+                .seen(&medium)
+                .iter()
+                .zip(change.after())
+                .enumerate()
+                .filter(|(_, (is, should))| **is != *should)
+                .map(|(at, _)| at / BLOCK)
+                .collect();
+            assert_eq!(wrong, [count - 1], "{}", change.name);
+        }
+    }
+    let none = Corrupted {
+        what: Flip,
+        blocks: (0, 0),
+        random: 9,
+    };
+    let elsewhere = Touches {
+        extents: vec![Extent {
+            offset: 512,
+            len: 512,
+        }],
+        reads: true,
+        changes: false,
+    };
+    assert!(Wrong::corruption(&none, &elsewhere, 512).is_none());
 }
 
 #[test]

@@ -24,8 +24,8 @@ pub(super) fn faulty(
     let fault = fault.as_mut()?;
     let touches = plan.touches();
     let mut wrongs = Vec::new();
-    if let Some((corruption, random)) = fault.corruption {
-        wrongs.extend(Wrong::corruption(corruption, random, &touches));
+    if let Some(corrupted) = &fault.corruption {
+        wrongs.extend(Wrong::corruption(corrupted, &touches, block_size));
     }
     if let Some(part) = fault.part {
         let bytes = part.of(touches.len(), block_size);

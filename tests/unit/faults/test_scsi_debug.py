@@ -58,7 +58,8 @@ def test_the_bits_of_opts() -> None:
                 "status": 0,
             },
         ),
-        ("3 -1 ff", {"kind": "tmf-failure", "function": "ABORT_TASK", "times": 1}),
+        ("3 -1 ff", {"kind": "tmf-failure", "function": "ABORT_TASK", "times": 1, "opcodes": []}),
+        ("3 1 28", {"kind": "tmf-failure", "function": "ABORT_TASK", "opcodes": [0x28]}),
         ("4 1 0xff", {"kind": "tmf-failure", "function": "LOGICAL_UNIT_RESET"}),
     ],
 )
@@ -128,7 +129,7 @@ def test_medium_errors_need_no_counting() -> None:
         ("- 2", "is no - TYPE OPCODE"),
         ("- 7 12", "is no - TYPE OPCODE"),
         ("2 1 12 0 6 0 0 0 0", "driver byte"),
-        ("3 1 28", "names no opcode"),
+        ("4 1 28", "is for no one command"),
         ("0 1 123", "opcodes: 291 is not within"),
     ],
 )
