@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.unit.transport.harness import Server, attached, serving
+from tests.unit.transport.harness import TIMEOUT, Server, attached, serving
 from vscsi_emu.config import from_arguments
 from vscsi_emu.driver.disk import Disk
 from vscsi_emu.driver.front_end import FrontEnd
@@ -20,6 +20,7 @@ from vscsi_emu.virtio import vhost_user as vu
 from vscsi_emu.virtio.config import SIZE
 
 PATIENCE = 0.5
+"""Seconds for what never comes."""
 RINGS = [each for each in BEHAVIOURS.values() if each.place is Place.RING]
 
 
@@ -35,8 +36,8 @@ def choose(server: Server, name: str, seed: int = 1, *, armed: bool = True) -> H
     return hostility
 
 
-def use(server: Server, hostility: Hostility) -> None:
-    with attached(server.sockets[0], timeout=PATIENCE) as device:
+def use(server: Server, hostility: Hostility, patience: float = TIMEOUT) -> None:
+    with attached(server.sockets[0], timeout=patience) as device:
         disk = Disk(device, 0, 0)
         hostility.arm()
         for number in range(8):
@@ -104,8 +105,9 @@ def test_an_interrupt_storm_is_borne(server: Server) -> None:
 def test_a_driver_notices_what_rings_do_wrong(server: Server, behaviour: Behaviour) -> None:
     kind, _, text = behaviour.driver.partition(": ")
     hostility = choose(server, behaviour.name, armed=False)
+    patience = PATIENCE if kind == "TimeoutError" else TIMEOUT
     with pytest.raises((RuntimeError, TimeoutError), match=text) as caught:
-        use(server, hostility)
+        use(server, hostility, patience)
     assert type(caught.value).__name__ == kind
     assert hostility.done
 
