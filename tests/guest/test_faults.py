@@ -213,10 +213,12 @@ def test_linux_tries_again_after_somebody_else_s_reset(server: Server) -> None:
 # ── The error handler ──────────────────────────────────────────────────────────────────────────
 
 
-def awaken(server: Server, lun: str, *hangs: str, kind: KindName = "hang") -> list[InjectedFault]:
+def awaken(
+    server: Server, lun: str, *hangs: str, kind: KindName = "hang", seconds: int = 3
+) -> list[InjectedFault]:
     """Faults that wake the error handler with the next READ, and let it wait for these commands,
-    for a second each."""
-    server.guest.run(f"echo 1 >/sys/bus/scsi/devices/0:0:{lun}/eh_timeout").check()
+    so long each: what it sends afterwards must be answered in that time, however busy the host."""
+    server.guest.run(f"echo {seconds} >/sys/bus/scsi/devices/0:0:{lun}/eh_timeout").check()
     return [
         inject(server.hba, lun, "answer", status=2, opcodes=["READ"], times=1),
         inject(server.hba, lun, kind, opcodes=list(hangs)),
@@ -285,13 +287,14 @@ def test_a_command_that_is_always_busy_is_given_up(server: Server) -> None:
 def test_when_nothing_helps_the_device_is_offline(server: Server) -> None:
     """Linux's driver has no reset of a target, a bus or a host: after the unit's it gives up."""
     before = len(server.functions("2:0"))
-    faults = awaken(server, "2:0", "REQUEST SENSE", "TEST UNIT READY")
+    faults = awaken(server, "2:0", "REQUEST SENSE", "TEST UNIT READY", seconds=1)
     faults.append(inject(server.hba, "2:0", "tmf-failure"))
     text, code = server.dmesg(READ.replace("$dev", OFFLINED))
     assert code != 0
     order(text, "abort", "device reset", "Device offlined - not ready after error recovery")
     seen = server.functions("2:0")[before:]
     assert [function for function, _ in seen][:2] == ["ABORT_TASK", "LOGICAL_UNIT_RESET"]
+    assert len(seen) > 2
     assert {response for _, response in seen} == {"FAILURE"}
     for fault in faults:
         fault.remove()
@@ -299,6 +302,13 @@ def test_when_nothing_helps_the_device_is_offline(server: Server) -> None:
     assert server.guest.run(f"cat {state}; echo running >{state}").check().strip() == "offline"
     text, code = server.dmesg(READ.replace("$dev", OFFLINED))
     assert code == 0
+
+
+def test_there_is_no_deadline_without_a_reset_of_the_host(server: Server) -> None:
+    """Linux refuses it to drivers that have none."""
+    result = server.guest.run("echo 1 >/sys/class/scsi_host/host0/eh_deadline")
+    assert result.exit_code != 0
+    assert "Invalid argument" in result.output
 
 
 # ── A target that is gone, and back ────────────────────────────────────────────────────────────
