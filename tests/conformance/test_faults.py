@@ -20,6 +20,8 @@ from vscsi_emu.control import Client, RpcError
 from vscsi_emu.driver.request import Result
 from vscsi_emu.driver.scan import sense_key
 from vscsi_emu.faults.vocabulary import KINDS, KindName
+from vscsi_emu.scsi.tokens import Tokens
+from vscsi_emu.service import logical_unit
 from vscsi_emu.testing.faults import inject, injected
 from vscsi_emu.virtio.scsi import EventType, ResetReason, Response, TmfType, encode_lun
 
@@ -593,3 +595,33 @@ def test_faults_go_with_their_unit(rig: Rig) -> None:
     inject(rig, "0:0", "hang")
     rig.control.lun_remove(["0:0"], deadline=0, force=True)
     assert rig.control.fault_list() == []
+
+
+def test_faults_and_limits_stay_when_the_storage_is_opened_again(tmp_path: Path) -> None:
+    """As a device of the host is that was unplugged for a while."""
+    with (
+        monitored(tmp_path) as (server, path),
+        Client(path, timeout=TIMEOUT) as control,
+        attached(server.sockets[0]) as device,
+    ):
+        node, disk = Node(device), Disk(device, 0, 0).ready()
+        rig = Rig(control, node, disk)
+        with injected(rig, "0:0", "busy", opcodes=["WRITE"]) as fault:
+            control.lun_set("0:0", bps=1)
+
+            async def again() -> None:
+                service, hba = server.service, server.hba
+                [served] = service.disks.values()
+                await hba.remove_lun((0, 0))
+                unit = logical_unit(served.backend, service.runtime, tokens=Tokens())
+                service.renew(served, served.backend, unit)
+                hba.add_lun((0, 0), unit)
+
+            server.run(again())
+            disk.ready()
+            assert rig.write().status == BUSY
+            assert fault.hits == 1
+            reads = [node.send(cdb.read_10(0, 1), data_in_length=512) for _ in range(2)]
+            assert node.waits(reads[1])
+            control.lun_set("0:0", bps=0)
+            assert [node.end(item) for item in reads] == [(0, GOOD)] * 2
