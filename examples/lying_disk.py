@@ -31,11 +31,11 @@ def main() -> None:
     with Lab() as lab:
         disk = lab.scsi_disk("32M")
         guest = lab.linux_guest("uml")
-        file, directory = map(int, guest.run(FILL, timeout=60).check().output.split())
-        print(f"an honest disk: {report(guest.run(READ, timeout=60).output)}")
+        file, directory = map(int, guest.run(FILL, timeout=300).check().output.split())
+        print(f"an honest disk: {report(guest.run(READ, timeout=300).output)}")
         for what, block in (("data", file), ("directory", directory)):
             with disk.injected("bit-flip", opcodes=["READ"], lba=block * SECTORS, blocks=SECTORS):
-                print(f"lies about the {what}: {report(guest.run(READ, timeout=60).output)}")
+                print(f"lies about the {what}: {report(guest.run(READ, timeout=300).output)}")
 
 
 def report(output: str) -> str:
