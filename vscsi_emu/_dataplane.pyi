@@ -369,8 +369,11 @@ class FaultRule:
     drawn by `seed`, at most `times` (0: any number).
 
     `answer`: a virtio response and a SAM status, with `sense` (key, ASC and ASCQ as one number), in
-    place of processing, or after it if `executed`. `located`: the error is at the first of
-    `blocks`; what is before is transferred. `delay`: in seconds, ``("fixed", t, 0)``,
+    place of processing, or after it if `executed`. `bad`: `blocks` fail with this sense key, ASC
+    and ASCQ, and what a command does before the first of them is done; where it both reads and
+    changes blocks, the first element says whether reads fail. `wear`: blocks in an erase unit, how
+    often one can be written, and spare ones; ValueError: `blocks` are more than MAX_WEAR_UNITS of
+    them. It is for writes. `delay`: in seconds, ``("fixed", t, 0)``,
     ``("uniform", least, most)``, ``("normal", mean, deviation)``, or ``("lognormal", median,
     deviation of the logarithm)``. `hang`: until `Worker.release`. `short`: the part of the data
     that is transferred. `corruption`: ``"flip"``, ``"torn"``, ``"lost"``, ``"misdirected"``.
@@ -394,7 +397,8 @@ class FaultRule:
         answer: tuple[int, int] | None = None,
         sense: tuple[int, int] | None = None,
         executed: bool = False,
-        located: bool = False,
+        bad: tuple[bool, int, int] | None = None,
+        wear: tuple[int, int, int] | None = None,
         delay: tuple[str, float, float] | None = None,
         hang: bool = False,
         short: float | None = None,
@@ -786,8 +790,10 @@ class Worker:
         lu: Lu | None = None,
         nexus: Nexus | None = None,
         tag: int | None = None,
+        opcodes: Sequence[int] = ...,
     ) -> None:
-        """Counts matching commands in the task set now (after taking as above): "done", `value`."""
+        """Counts matching commands in the task set now (after taking as above): "done", `value`.
+        `opcodes`: only with one of these OPERATION CODEs, or any."""
     def release(self, lu: Lu, rule: FaultRule | None = None) -> None:
         """Commands of `lu` that `rule` makes hang go on. None: those that wait for its limits take
         their turn anew, after `Lu.set_limits`."""
@@ -863,6 +869,8 @@ class Notifier:
 KIND_CONTROL: Final = 0
 KIND_EVENT: Final = 1
 KIND_REQUEST: Final = 2
+MAX_WEAR_UNITS: Final = 1048576
+"""Erase units of one `FaultRule`."""
 
 @final
 class Queue:
