@@ -320,14 +320,17 @@ class Lu:
         policy: LunPolicy,
         routes: bytes,
         usage_maps: Mapping[int, bytes] | None = None,
+        variable_length: Sequence[tuple[int, int, bytes]] = ...,
         *,
         queue_depth: int = 0,
     ) -> Self:
         """`routes`: 256 ROUTE_* values indexed by OPERATION CODE, made from the CDB table.
         `usage_maps`: CDB usage maps of the media commands (opcode → bytes). A command with a bit
         set that its map does not define comes to Python, which refuses it with the field
-        pointer: the fast way never skips that check. `queue_depth`: most commands in the task set,
-        then TASK SET FULL, or BUSY for a nexus that has none there; 0: no limit."""
+        pointer: the fast way never skips that check. `variable_length`: service action, ROUTE_* and
+        usage map of each command with a variable-length CDB; others of operation code 7Fh take its
+        route. From byte 16 on a usage map must have all bits set. `queue_depth`: most commands in
+        the task set, then TASK SET FULL, or BUSY for a nexus that has none there; 0: no limit."""
     def mark_bad(self, offset: int, length: int) -> None:
         """These bytes, a block, read as an error until they are written; as WRITE LONG does."""
     policy: LunPolicy
@@ -356,7 +359,8 @@ class Lu:
 class FaultRule:
     """Which commands of a unit go wrong, and how.
 
-    It is for commands with one of `opcodes` (none: any), that touch `blocks` (first and last LBA),
+    It is for commands with one of `opcodes`, or a variable-length CDB and one of these service
+    `actions` (neither: any), that touch `blocks` (first and last LBA),
     of `port`, with `tag`, from `start` seconds from now, for `duration` seconds. Of these it spares
     the first `skip`, then takes the first of `every` so many, of those the part `probability`,
     drawn by `seed`, at most `times` (0: any number).
@@ -374,6 +378,7 @@ class FaultRule:
         cls,
         *,
         opcodes: Sequence[int] = ...,
+        actions: Sequence[int] = ...,
         blocks: tuple[int, int] | None = None,
         port: Port | None = None,
         tag: int | None = None,
@@ -583,6 +588,7 @@ class Trace:
         *,
         units: Sequence[Lu] = ...,
         opcodes: Sequence[int] = ...,
+        actions: Sequence[int] = ...,
         errors: bool = False,
         min_nanoseconds: int = 0,
         data_bytes: int = 0,

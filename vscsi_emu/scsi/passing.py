@@ -12,8 +12,8 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
-VARIABLE_LENGTH: Final = 0x7F
-"""Operation code of CDBs whose service action is in bytes 8 and 9 (SPC-6 4.2.3)."""
+from vscsi_emu.scsi.cdb import VARIABLE_LENGTH, service_action_field
+
 MAINTENANCE_IN: Final = 0xA3
 INQUIRY: Final = 0x12
 REPORT_LUNS: Final = 0xA0
@@ -60,9 +60,7 @@ class Passing:
 
 
 def _action(cdb: bytes) -> int:
-    if cdb[0] == VARIABLE_LENGTH:
-        return int.from_bytes(cdb[8:10])
-    return cdb[1] & 0x1F
+    return service_action_field(cdb[0]).extract(cdb)
 
 
 def _of(*values: int) -> frozenset[int]:
@@ -149,9 +147,15 @@ _BLOCK: Final = (
     Passing(0xAF, _RO, timeout=_HOURS, blocks=True),  # VERIFY(12)
     Passing(0xB7, _RO, length=_LENGTH_12),  # READ DEFECT DATA(12)
     # READ(32), VERIFY(32)
-    Passing(VARIABLE_LENGTH, _RO, timeout=_LONG, actions=_of(0x09, 0x0A)),
+    Passing(VARIABLE_LENGTH, _RO, timeout=_LONG, blocks=True, actions=_of(0x09, 0x0A)),
     # WRITE(32), WRITE AND VERIFY(32), WRITE SAME(32), ORWRITE(32), WRITE ATOMIC(32)
-    Passing(VARIABLE_LENGTH, _SAFE, timeout=_LONG, actions=_of(0x0B, 0x0C, 0x0D, 0x0E, 0x0F)),
+    Passing(
+        VARIABLE_LENGTH,
+        _SAFE,
+        timeout=_LONG,
+        blocks=True,
+        actions=_of(0x0B, 0x0C, 0x0D, 0x0E, 0x0F),
+    ),
 )
 
 # ZBC-2: zones of a disk that is recorded in one go.

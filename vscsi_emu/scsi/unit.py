@@ -164,6 +164,7 @@ class LogicalUnit:
             self._policy(),
             self.commands.routes,
             self.commands.usage_maps,
+            self.commands.variable_length,
             queue_depth=queue_depth,
         )
         self.bad_blocks: Final = BadBlocks(unit, store)

@@ -329,20 +329,24 @@ by_identity!(Lu);
 #[pymethods]
 impl Lu {
     #[new]
-    #[pyo3(signature = (engine, policy, routes, usage_maps=None, *, queue_depth=0))]
+    #[pyo3(signature = (
+        engine, policy, routes, usage_maps=None, variable_length=Vec::new(), *, queue_depth=0,
+    ))]
     fn new(
         engine: &Engine,
         policy: &LunPolicy,
         routes: &[u8],
         usage_maps: Option<HashMap<u8, Vec<u8>>>,
+        variable_length: Vec<(u16, u8, Vec<u8>)>,
         queue_depth: u32,
     ) -> PyResult<Self> {
         let routes: &[u8; 256] = routes
             .try_into()
             .map_err(|_| PyValueError::new_err("routes must be 256 ROUTE_* values"))?;
-        let usage: Vec<_> = usage_maps.unwrap_or_default().into_iter().collect();
-        let routes = lu::RouteTable::new(routes, &usage)
-            .ok_or_else(|| PyValueError::new_err("routes holds a value that is no ROUTE_*"))?;
+        let usage = usage_maps.unwrap_or_default();
+        let routes = lu::RouteTable::new(routes, &usage, &variable_length).ok_or_else(|| {
+            PyValueError::new_err("a route is no ROUTE_*, or a usage map has a 0 behind byte 15")
+        })?;
         let engine = WatchedEngine::new(Arc::new(MarkedEngine::new(engine.0.clone())));
         Ok(Self(Arc::new(lu::Lu::new(
             Arc::new(engine),

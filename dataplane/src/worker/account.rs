@@ -43,7 +43,7 @@ impl Account {
         let index = queue.handle.index;
         if let Some(nexus) = &task.nexus {
             let end = End {
-                class: nexus.lu.routes.class(task.cdb[0]),
+                class: nexus.lu.routes.class(task.cdb()),
                 bytes: response.out + response.data_in,
                 nanoseconds,
                 status: response.status,
@@ -55,7 +55,7 @@ impl Account {
             return;
         }
         let seen = Seen {
-            opcode: task.cdb[0],
+            cdb: task.cdb(),
             good: response.response == wire::S_OK && response.status == wire::STATUS_GOOD,
             nanoseconds,
             unit: task.nexus.as_ref().map(|nexus| &nexus.lu),

@@ -124,11 +124,10 @@ async def _finish(later: Awaitable[None]) -> None:
 
 def cdb_of(command: CommandType, **values: int) -> bytes:
     """A CDB with these fields, the rest 0."""
-    cdb = int.from_bytes(bytes([command.opcode, command.service_action or 0]).ljust(16, b"\0"))
+    cdb = bytearray(command.length)
     for name, value in values.items():
-        place = command.fields[name]
-        cdb |= value << place.low + 8 * (16 - place.byte - place.size)
-    return cdb.to_bytes(16)[: command.length]
+        command.fields[name].insert(cdb, value)
+    return command.named(bytes(cdb))
 
 
 def good(target: Target, cdb: str | bytes, *, lun: int | None = 0, data_out: bytes = b"") -> bytes:

@@ -86,6 +86,9 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
     assert ((0x42, None, 10) in listed) == discard
 
 
+LBA_32 = "ff" * 8
+
+
 @pytest.mark.parametrize(
     ("options", "opcode", "action", "data"),
     [
@@ -102,10 +105,10 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
         (3, 0x28, 1, "00 01 0000"),
         (2, 0xFF, 0, "00 01 0000"),
         (1, 0x9D, 0, "00 01 0000"),
-        # 32-byte CDBs go with type 2 protection.
-        (1, 0x7F, 0, "00 01 0000"),
-        (2, 0x7F, 0x09, "00 01 0000"),
-        (3, 0x7F, 0x0B, "00 01 0000"),
+        (2, 0x7F, 0x09, "00 03 0020 7f04 00000000 0018 0009 1800" + LBA_32 + "00" * 8 + "ff" * 4),
+        (3, 0x7F, 0x0A, "00 03 0020 7f04 00000000 0018 000a 1600" + LBA_32 + "00" * 8 + "ff" * 4),
+        (2, 0x7F, 0x0E, "00 01 0000"),
+        (3, 0x7F, 0x0109, "00 01 0000"),
     ],
 )
 def test_one_command(options: int, opcode: int, action: int, data: str) -> None:
@@ -116,6 +119,7 @@ def test_one_command(options: int, opcode: int, action: int, data: str) -> None:
     ("options", "opcode"),
     [
         (1, 0x9E),  # needs a service action to name a command
+        (1, 0x7F),
         (2, 0x28),  # has none
         (4, 0x28),
         (7, 0x28),
