@@ -273,13 +273,29 @@ class LogicalUnit:
 
     def connect(self, name: NexusId, port_group: int) -> Nexus:
         """A new nexus, with POWER ON OCCURRED pending."""
-        nexus = Nexus(self, name, port_group)
+        multiport, nexus = self.multiport, Nexus(self, name, port_group)
         self.nexuses.append(nexus)
+        self._ports_changed(multiport)
         return nexus
 
     def disconnect(self, nexus: Nexus) -> None:
+        multiport = self.multiport
         self.nexuses.remove(nexus)
+        self._ports_changed(multiport)
         nexus.lost()
+
+    @property
+    def multiport(self) -> bool:
+        """MULTIP: several target ports lead here."""
+        return len({nexus.id.relative_port for nexus in self.nexuses}) > 1
+
+    def _ports_changed(self, multiport: bool) -> None:
+        if multiport is self.multiport:
+            return
+        for nexus in self.nexuses:
+            # After power on an initiator asks anyway.
+            if Asc.POWER_ON_OCCURRED not in nexus.pending:
+                nexus.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
 
     def establish(self, code: Asc, *, but: Nexus | None = None) -> None:
         """A unit attention condition for every nexus, or for all but one."""
