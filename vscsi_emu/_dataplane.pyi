@@ -337,6 +337,11 @@ class Lu:
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
     def engine(self) -> Engine: ...
+    def flush_begins(self) -> tuple[int, int]:
+        """A flush of the engine that is not a command's begins now: for `flush_ended`."""
+    def flush_ended(self, flush: tuple[int, int], good: bool, *, by: Nexus | None = None) -> None:
+        """How it ended. If not well, nexuses that wrote since the last good one have `lost`, but
+        `by`, which is told otherwise."""
     def hold(self) -> Held:
         """As long as this is in effect, no dormant command of the unit is enabled, and those that
         come are dormant, but for HEAD OF QUEUE and ACA."""
@@ -493,7 +498,15 @@ class Nexus:
         still run: await `Worker.quiesce` where that matters."""
     def open(self, classes: int) -> None:
         """The fast way for these classes again, as soon as no command of this nexus is waiting
-        for Python's decision, so that nothing overtakes."""
+        for Python's decision, so that nothing overtakes; and while `lost`, none is opened."""
+    @property
+    def lost(self) -> bool:
+        """Whether it wrote to a cache that could not be flushed, and was not told: all its commands
+        come to Python, or the next flush that it asks for fails."""
+    def take_lost(self) -> bool:
+        """The same, for whoever tells it."""
+    def wrote(self) -> None:
+        """Something was written for it that is no command of its own; before that, and after."""
     @property
     def closed(self) -> int:
         """Classes closed right now."""

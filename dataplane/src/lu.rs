@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use crate::cache::{Cache, Written};
 use crate::engine::Engine;
 use crate::errors::ErrorCounts;
 use crate::fault::Rules;
@@ -126,6 +127,7 @@ pub struct Lu {
     pub errors: ErrorCounts,
     pub faults: Rules,
     pub limits: Limits,
+    pub cache: Cache,
 }
 
 impl Lu {
@@ -151,6 +153,7 @@ impl Lu {
             errors: ErrorCounts::default(),
             faults: Rules::default(),
             limits: Limits::default(),
+            cache: Cache::default(),
         }
     }
 
@@ -167,6 +170,7 @@ pub struct Nexus {
     pub gate: Gate,
     pub part: Part,
     pub stats: Stats,
+    pub written: Written,
 }
 
 impl Nexus {
@@ -176,7 +180,15 @@ impl Nexus {
             gate: Gate::default(),
             part: Part::default(),
             stats: Stats::default(),
+            written: Written::default(),
         }
+    }
+
+    /// A new nexus, which is told when what it wrote is lost.
+    pub fn connect(lu: Arc<Lu>) -> Arc<Self> {
+        let nexus = Arc::new(Self::new(lu));
+        nexus.lu.cache.join(Arc::downgrade(&nexus));
+        nexus
     }
 }
 

@@ -140,6 +140,8 @@ class Nexus:
             error = ScsiError(SenseKey.UNIT_ATTENTION, code, information=information)
         elif self._deferred is not None:
             error, self._deferred = self._deferred, None
+        elif self.data_plane.take_lost():
+            error = ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR, deferred=True)
         self.update_gate()
         return error
 
@@ -171,7 +173,15 @@ class Nexus:
         """Media commands come to Python while there is something to report, while the unit or the
         way to it is not ready, and those of the classes that a reservation excludes."""
         ready = self.unit.fast and self.access_state.active
-        if self._pending or self._deferred or self._unsettled or self._observed or not ready:
+        lost = self.data_plane.lost
+        if (
+            self._pending
+            or self._deferred
+            or lost
+            or self._unsettled
+            or self._observed
+            or not ready
+        ):
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)

@@ -12,6 +12,7 @@ use super::inbox::Inbox;
 use super::passthrough::Passthrough;
 use super::space::Space;
 use super::stats::Statistics;
+use crate::cache::Flush;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
 use crate::limits::Rate;
@@ -366,6 +367,21 @@ impl Lu {
         self.0.set_policy(policy.0.clone());
     }
 
+    fn flush_begins(&self) -> (u64, u64) {
+        let Flush { number, settled } = self.0.cache.begin();
+        (number, settled)
+    }
+
+    #[pyo3(signature = (flush, good, *, by=None))]
+    fn flush_ended(&self, flush: (u64, u64), good: bool, by: Option<&Nexus>) {
+        let (number, settled) = flush;
+        if !good {
+            let knows = by.map(|nexus| nexus.0.as_ref());
+            self.0.cache.lost(settled, knows);
+        }
+        self.0.cache.settle(Flush { number, settled });
+    }
+
     fn hold(&self) -> Held {
         Held(Mutex::new(Some(task_set::Held::new(self.0.clone()))))
     }
@@ -438,7 +454,7 @@ by_identity!(Nexus);
 impl Nexus {
     #[new]
     fn new(lu: &Lu) -> Self {
-        Self(Arc::new(lu::Nexus::new(lu.0.clone())))
+        Self(lu::Nexus::connect(lu.0.clone()))
     }
 
     #[getter]
@@ -451,7 +467,20 @@ impl Nexus {
     }
 
     fn open(&self, classes: u8) {
-        self.0.gate.open(classes);
+        self.0.open(classes);
+    }
+
+    #[getter]
+    fn lost(&self) -> bool {
+        self.0.written.is_lost()
+    }
+
+    fn take_lost(&self) -> bool {
+        self.0.written.take_lost()
+    }
+
+    fn wrote(&self) {
+        self.0.written.note(&self.0.lu.cache);
     }
 
     #[getter]

@@ -15,6 +15,7 @@ use super::queue::Run;
 use super::timers::Timers;
 use super::uring::Uring;
 use super::{Answer, Kind, Mail, Mailbox, Reply, Scope};
+use crate::cache::Use;
 use crate::engine::{Io, IoKind, Partial};
 use crate::inbox::{Command, Control, Inbox, Message, Notice};
 use crate::iov::Cursor;
@@ -990,6 +991,10 @@ impl Thread {
             data_out_len,
             task.data_in_len,
         );
+        task.cache = plan.cache_use(&nexus.lu.cache);
+        if task.cache == Use::Fills {
+            nexus.written.note(&nexus.lu.cache);
+        }
         match plan {
             Plan::Done(outcome) => self.outcome(slot, &outcome),
             Plan::Overrun => self.respond(slot, &Response::transport(wire::S_OVERRUN)),
@@ -1112,9 +1117,12 @@ impl Thread {
             };
             if io.completed_by(result) {
                 self.io_done(task.slot, uring_result(result));
-            } else {
-                self.run_io(task.slot);
+                continue;
             }
+            if uring_result(result).is_err_and(|error| io.loses_cache(&error)) {
+                self.cache_lost(task.slot);
+            }
+            self.run_io(task.slot);
         }
         self.completions = completions;
     }
@@ -1136,10 +1144,47 @@ impl Thread {
         self.outcome(slot, &outcome);
     }
 
-    pub(super) fn outcome(&mut self, slot: u32, outcome: &Outcome) {
+    /// What the unit's cache held may be lost. Only a flush tells its own nexus of that.
+    fn cache_lost(&mut self, slot: u32) {
         let task = self.tasks.get(slot);
         if let Some(nexus) = &task.nexus {
-            nexus.lu.errors.note(task.cdb(), outcome);
+            let cache = &nexus.lu.cache;
+            match task.cache {
+                Use::Flushes(flush) => cache.lost(flush.settled, Some(nexus)),
+                _ => cache.lost(cache.settled(), None),
+            }
+        }
+    }
+
+    /// How a command ended, once the unit's cache is reckoned with.
+    fn settle_cache(&mut self, slot: u32, outcome: &Outcome) -> Outcome {
+        if outcome.loses_cache {
+            self.cache_lost(slot);
+        }
+        let task = self.tasks.get(slot);
+        let used = std::mem::take(&mut task.cache);
+        let (Some(nexus), Some(policy)) = (&task.nexus, &task.policy) else {
+            return *outcome;
+        };
+        let good = outcome.status == wire::STATUS_GOOD;
+        match used {
+            Use::Fills => nexus.written.note(&nexus.lu.cache),
+            Use::Flushes(flush) if good || outcome.loses_cache => {
+                nexus.lu.cache.settle(flush);
+                if nexus.written.take_lost() && good {
+                    return Outcome::write_error(policy);
+                }
+            }
+            Use::Flushes(_) | Use::None => {}
+        }
+        *outcome
+    }
+
+    pub(super) fn outcome(&mut self, slot: u32, outcome: &Outcome) {
+        let outcome = self.settle_cache(slot, outcome);
+        let task = self.tasks.get(slot);
+        if let Some(nexus) = &task.nexus {
+            nexus.lu.errors.note(task.cdb(), &outcome);
         }
         let (out, data_in) = task.moved(outcome.transferred);
         let sense = outcome.sense;

@@ -185,12 +185,13 @@ def test_no_blocks() -> None:
 
 def test_the_unit_is_waited_for_by_whoever_quiesces_it() -> None:
     unit = disk(1)
+    nexus = make_target(unit).nexuses[0]
     before = fill(unit)
 
     async def scenario() -> None:
         lu = unit.data_plane
         work = _dataplane.Copy(lu, lu, [(0, 512, 512)], durable=False)
-        copying = asyncio.create_task(unit.copy(work, unit))
+        copying = asyncio.create_task(unit.copy(work, unit, by=nexus))
         await asyncio.sleep(0)
         await unit.quiesce()
         assert memory_read(unit)[512:1024] == before[:512]

@@ -88,7 +88,8 @@ def _find(request: Request, target: CopyTarget) -> Nexus | None:
 async def _copy_segment(request: Request, nexuses: list[Nexus | None], segment: Segment) -> int:
     """Bytes copied."""
     source = _unit(request, nexuses, segment.source, Allowed.WRITE_EXCLUSIVE).unit
-    target = _unit(request, nexuses, segment.target, Allowed.NONE).unit
+    nexus = _unit(request, nexuses, segment.target, Allowed.NONE)
+    target = nexus.unit
     counted = target if segment.counts_target_blocks else source
     length = segment.blocks * counted.block_size
     if not length:
@@ -105,7 +106,7 @@ async def _copy_segment(request: Request, nexuses: list[Nexus | None], segment: 
     run = (segment.source_lba * source.block_size, segment.target_lba * target.block_size, length)
     durable = not target.mode_pages.write_cache
     work = _dataplane.Copy(target.data_plane, source.data_plane, [run], durable=durable)
-    await target.copy(work, source)
+    await target.copy(work, source, by=nexus)
     return length
 
 

@@ -15,7 +15,6 @@ from vscsi_emu.scsi.cdb import (
 )
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
-from vscsi_emu.scsi.unit import LogicalUnit
 
 _DPO = bit(1, 4)
 _FUA = bit(1, 3)
@@ -167,11 +166,11 @@ def _synchronize_cache(request: Request) -> bytes | Awaitable[bytes]:
     if cdb["lba"] + max(cdb["blocks"], 1) > unit.blocks:
         raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, field=2)
     request.reply.good()
-    return _flush(unit)
+    return _flush(request)
 
 
-async def _flush(unit: LogicalUnit) -> bytes:
-    await unit.flush()
+async def _flush(request: Request) -> bytes:
+    await request.unit.flush(by=request.nexus)
     return b""
 
 
