@@ -79,7 +79,9 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
         listed.append((opcode, action if has_action else None, length))
         assert bool(flags & 2) == timeouts
         if timeouts:
-            assert data[offset + 8 : offset + 20] == bytes.fromhex("000a") + bytes(10)
+            descriptor = struct.unpack_from(">HHII", data, offset + 8)
+            assert descriptor[:3] == (10, 0, 0)
+            assert descriptor[3] >= 60
     table = [(entry.opcode, entry.service_action, entry.length) for entry in unit.commands]
     assert listed == table
     assert ((0x42, None, 10) in table) == discard
@@ -97,7 +99,10 @@ LBA_32 = "ff" * 8
         (2, 0x9E, 0x10, "00 03 0010 9e100000000000000000ffffffff0004"),
         (3, 0x9E, 0x10, "00 03 0010 9e100000000000000000ffffffff0004"),
         (3, 0x28, 0, "00 03 000a 2818ffffffff00ffff04"),
-        (0x81, 0x28, 0, "00 83 000a 2818ffffffff00ffff04 000a 0000 00000000 00000000"),
+        (0x81, 0x28, 0, "00 83 000a 2818ffffffff00ffff04 000a 0000 00000000 0000003c"),
+        (0x81, 0x04, 0, "00 83 0006 043f00000004 000a 0000 00000000 00015180"),
+        (0x81, 0x35, 0, "00 83 000a 3502ffffffff00ffff04 000a 0000 00000000 00000384"),
+        (0x81, 0x2F, 0, "00 83 000a 2f16ffffffff00ffff04 000a 0000 00000000 00003840"),
         # Not supported: by operation code, by service action, with one that it has not.
         (1, 0xFF, 0, "00 01 0000"),
         (2, 0x9E, 0x1F, "00 01 0000"),
