@@ -16,6 +16,7 @@ from vscsi_emu.scsi.status import Status
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.cdb import Flag
+    from vscsi_emu.scsi.copy_run import CopyRun
     from vscsi_emu.scsi.unit import LogicalUnit
 
 _RESETS: Final = (
@@ -144,6 +145,17 @@ class Nexus:
             error = ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR, deferred=True)
         self.update_gate()
         return error
+
+    def running_copies(self) -> dict[int, CopyRun]:
+        """By list identifier: 32 bits, of which 8-bit ones are the lower (SPC-4 5.17.4.2)."""
+        return {**self.copies.running(), **self.operations.running()}
+
+    def abort_copies(self) -> list[CopyRun]:
+        """As COPY OPERATION ABORT does; those that are still to end."""
+        runs = list(self.running_copies().values())
+        for run in runs:
+            run.abort()
+        return runs
 
     def forget_copies(self) -> None:
         """Reset or nexus loss: nobody can ask any more what became of copies that are over."""

@@ -339,6 +339,7 @@ class LogicalUnit:
         self.readiness.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
+            nexus.abort_copies()  # SPC-4 5.17.5
             nexus.forget_copies()
             nexus.data_plane.clear_aca()
         self.priorities.clear()

@@ -282,7 +282,7 @@ def test_a_handler_reads_every_field_it_declares(
         for list_id in range(2):
             target.nexuses[0].copies.start(list_id)
             target.nexuses[0].operations.start(list_id, Operation(0x10, State.COMPLETED))
-        target.nexuses[0].copies.end(1, error=None, hold=True)
+            target.nexuses[0].copies.end(list_id, error=None, hold=True)
         send(target, cdb_of(command, **{**lengths, **chosen}), data_out=mode_page)
     assert read == {name for name, field in command.fields.items() if not field.ignored}
 

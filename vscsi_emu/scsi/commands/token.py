@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from vscsi_emu import _dataplane
@@ -118,6 +119,14 @@ async def _write_from(nexus: Nexus, token: Token, wanted: WriteList, operation: 
         unit.tokens.release(token, delete=wanted.delete)
 
 
+_FAILURES: Final[Mapping[int, State]] = MappingProxyType(
+    {
+        Asc.COPY_TARGET_DEVICE_DATA_UNDERRUN: State.PARTIAL,
+        Asc.COMMANDS_CLEARED_BY_DEVICE_SERVER: State.TERMINATED,
+    }
+)
+
+
 async def _write(
     nexus: Nexus,
     work: _dataplane.Copy,
@@ -131,7 +140,8 @@ async def _write(
     operation.transferred = lambda: work.copied // unit.block_size
     try:
         try:
-            await unit.copy(work, source, by=nexus)
+            with operation.run.working(work):
+                await unit.copy(work, source, by=nexus)
         except _dataplane.SourceChangedError:
             raise tokens.changed() from None
         moved = operation.transferred()
@@ -139,8 +149,7 @@ async def _write(
             key = SenseKey.COPY_ABORTED if moved else SenseKey.ILLEGAL_REQUEST
             raise ScsiError(key, Asc.COPY_TARGET_DEVICE_DATA_UNDERRUN, information=moved)
     except ScsiError as error:
-        partial = error.code is Asc.COPY_TARGET_DEVICE_DATA_UNDERRUN
-        operation.end(State.PARTIAL if partial else State.FAILED, error)
+        operation.end(_FAILURES.get(error.code, State.FAILED), error)
         if not background:
             raise
     except BaseException:
@@ -152,8 +161,7 @@ async def _write(
 
 
 def _check_identifier(request: Request) -> None:
-    before = request.nexus.operations.find(request.cdb["list_identifier"])
-    if before is not None and before.running:
+    if request.cdb["list_identifier"] in request.nexus.running_copies():
         raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.OPERATION_IN_PROGRESS)
 
 
