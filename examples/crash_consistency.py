@@ -89,7 +89,7 @@ while dd if=/dev/urandom of=mnt/noise bs=4k count=64 oflag=direct conv=notrunc; 
 """Writes that nobody flushes, so that the cache has always something to lose."""
 
 DISK = "512M"
-BOOT_SECONDS = 120.0
+BOOT_SECONDS = 240.0
 
 
 @dataclass(frozen=True)

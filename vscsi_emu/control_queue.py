@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Iterable
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import TYPE_CHECKING
 
 from vscsi_emu.scsi.task_set import clear
@@ -102,10 +102,7 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> int:
         case TmfType.CLEAR_ACA:
             pass
         case TmfType.LOGICAL_UNIT_RESET:
-            if not await _interrupted([nexus.unit], [runtime.abort(Response.RESET, lu=lu)]):
-                return Response.FAILURE
-            with hba.resetting(nexus):
-                nexus.unit.reset()
+            return await _reset_unit(hba, nexus)
         case TmfType.QUERY_TASK:
             if await runtime.query(port=port, nexus=mine, tag=tmf.id):
                 return Response.FUNCTION_SUCCEEDED
@@ -122,6 +119,28 @@ def _refusal(hba: Hba, nexus: Nexus, function: int) -> int | None:
     return hba.refuse_tmf(hba, nexus.unit, function) if hba.refuse_tmf else None
 
 
+async def _reset_unit(hba: Hba, nexus: Nexus) -> int:
+    unit = nexus.unit
+
+    async def reset() -> int:
+        aborting = hba.runtime.abort(Response.RESET, lu=unit.data_plane)
+        if not await _interrupted([unit], [aborting]):
+            return Response.FAILURE
+        with hba.resetting(nexus):
+            unit.reset()
+        return FUNCTION_COMPLETE
+
+    return await _settled(unit.nexuses, reset())
+
+
+async def _settled(nexuses: Iterable[Nexus], work: Coroutine[None, None, int]) -> int:
+    """Of work that resets: no command comes between those that it aborts and the report of it."""
+    task = asyncio.ensure_future(work)
+    for nexus in nexuses:
+        nexus.settle_after(task)
+    return await task
+
+
 async def _reset_nexus(hba: Hba, lun: bytes) -> int:
     """The whole target; the LUN part of `lun` does not matter."""
     target = _target(hba, lun)
@@ -130,15 +149,19 @@ async def _reset_nexus(hba: Hba, lun: bytes) -> int:
     for nexus in target.nexuses.values():
         if (refusal := _refusal(hba, nexus, TmfType.I_T_NEXUS_RESET)) is not None:
             return refusal
-    aborting = [
-        hba.runtime.abort(Response.RESET, port=hba.port, nexus=nexus.data_plane)
-        for nexus in target.nexuses.values()
-    ]
-    units = [nexus.unit for nexus in target.nexuses.values()]
-    if not await _interrupted(units, aborting):
-        return Response.FAILURE
-    target.nexus_loss()
-    return FUNCTION_COMPLETE
+
+    async def reset() -> int:
+        aborting = [
+            hba.runtime.abort(Response.RESET, port=hba.port, nexus=nexus.data_plane)
+            for nexus in target.nexuses.values()
+        ]
+        units = [nexus.unit for nexus in target.nexuses.values()]
+        if not await _interrupted(units, aborting):
+            return Response.FAILURE
+        target.nexus_loss()
+        return FUNCTION_COMPLETE
+
+    return await _settled(target.nexuses.values(), reset())
 
 
 async def _ended(unit: LogicalUnit, aborting: Awaitable[object]) -> bool:

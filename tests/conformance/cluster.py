@@ -11,8 +11,8 @@ from typing import Final, Self
 
 from vscsi_emu.testing.hba import program
 
-START_SECONDS = 15.0
-STOP_SECONDS = 30.0
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
 
 
 class Node:

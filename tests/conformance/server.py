@@ -12,7 +12,7 @@ from tests.conformance.cdb import test_unit_ready
 from vscsi_emu.driver.scan import retried
 from vscsi_emu.testing.hba import HbaProcess
 
-SETTLE_SECONDS = 10.0
+SETTLE_SECONDS = 60.0
 
 
 class Server:

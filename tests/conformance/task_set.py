@@ -150,6 +150,16 @@ class Rig:
             nexus.abort = delayed(nexus.abort)
         return lambda: self.server.do(done.set)
 
+    def delay_reset(self) -> Callable[[], None]:
+        """Commands end as ever, and the storage is done with the reset once this is called."""
+        done = asyncio.Event()
+
+        async def interrupt() -> None:
+            await done.wait()
+
+        self.unit.interrupt = interrupt  # type: ignore[method-assign]
+        return lambda: self.server.do(done.set)
+
 
 @contextmanager
 def rig(directory: Path, *, queue_depth: int | None = None) -> Iterator[Rig]:

@@ -29,7 +29,7 @@ def machine(version: int, *luns: str, queues: int = 4) -> InProcess:
 def attach(slot: Slot, options: Options | None = None) -> tuple[VirtioMmioBus, VirtioScsi]:
     bus = VirtioMmioBus.find(slot, slot.base, DmaAllocator(1 << 20, 32 << 20))
     assert bus is not None
-    return bus, VirtioScsi(bus, options, timeout=5.0)
+    return bus, VirtioScsi(bus, options, timeout=60.0)
 
 
 @pytest.mark.normative("mmio.init.r6", "init.r1", "scsi.feat.r1", "scsi.init.r3")

@@ -22,7 +22,7 @@ from vscsi_emu.testing.hba import program
 from vscsi_emu.virtio.mmio_registers import MAGIC
 
 BASE, IRQ = 0x1000_0000, 5
-START_SECONDS = 20.0
+START_SECONDS = 60.0
 ARGUMENTS = ("--base", hex(BASE), "--irq", str(IRQ), "--memory", "32M", "--queues", "2")
 LUNS = ("--lun", "0:0=mem:8M", "--lun", "2:9=mem:1M,ro")
 
@@ -38,7 +38,7 @@ def served(path: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
         yield process
     finally:
         process.kill()
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
 
 
 def connect(path: Path) -> QtestClient:
@@ -57,7 +57,7 @@ def drive(client: QtestClient, options: Options | None = None) -> None:
     heap = DmaAllocator(1 << 20, 24 << 20)
     bus = VirtioMmioBus.find(QtestRegisters(client, IRQ), BASE, heap)
     assert bus is not None
-    device = VirtioScsi(bus, options, timeout=10.0)
+    device = VirtioScsi(bus, options, timeout=60.0)
     host = ScsiHost(device)
     host.scan(range(4))
     assert sorted(host.disks) == [(0, 0), (2, 9)]
@@ -77,7 +77,7 @@ def test_a_guest_in_another_process(tmp_path: Path, legacy: tuple[str, ...]) -> 
             with connect(path) as client:
                 drive(client, options)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert not path.exists()
         assert process.stderr is not None
         assert f"registers at {BASE:#x}, interrupt line {IRQ}" in process.stderr.read()
@@ -91,7 +91,7 @@ def test_connecting_to_a_client_that_listens(tmp_path: Path) -> None:
         with served(path, "--connect") as process:
             with QtestClient.accept(listener, timeout=START_SECONDS) as client:
                 drive(client)
-            assert process.wait(10) == 0, "it ends with its client"
+            assert process.wait(60) == 0, "it ends with its client"
     assert path.exists(), "the socket is the client's"
 
 
@@ -116,7 +116,7 @@ def test_clients_that_misbehave_leave_the_machine_whole(tmp_path: Path) -> None:
         with connect(path) as client:
             drive(client)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
         assert process.stderr is not None
         assert "Traceback" not in process.stderr.read()
 

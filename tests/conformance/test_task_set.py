@@ -292,6 +292,20 @@ def test_no_command_overtakes_the_report_that_others_were_cleared(shared: Rig) -
     assert b.attentions() == []
 
 
+def test_no_command_comes_between_a_reset_and_its_report(shared: Rig) -> None:
+    a, b = shared.a, shared.b
+    mine = b.hold(queue=1)
+    reset = shared.delay_reset()
+    resetting = a.device.submit_task_management(TmfType.LOGICAL_UNIT_RESET, encode_lun(0, 0))
+    assert b.end(mine) == (Response.RESET, 0)
+    early = b.send(test_unit_ready())
+    assert b.run(cdb.inquiry(36), data_in_length=36).status == 0
+    assert b.waits(early)
+    reset()
+    assert a.device.wait(resetting) == FUNCTION_COMPLETE
+    expect_sense(b.device.wait(early), cdb.UNIT_ATTENTION, RESET_CODES[TmfType.LOGICAL_UNIT_RESET])
+
+
 def test_reserved_qerr_is_refused(guest: Guest) -> None:
     node = Node(guest.device)
     cdb.Disk(guest.device, 0, 0).ready()

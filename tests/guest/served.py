@@ -16,7 +16,7 @@ from vscsi_emu.service import Service
 
 T = TypeVar("T")
 
-_SECONDS = 30.0
+_SECONDS = 60.0
 
 
 class Served:

@@ -19,8 +19,8 @@ from vscsi_emu.testing import GuestRun, HbaProcess, UmlGuest
 pytestmark = [pytest.mark.guest, pytest.mark.timeout(180)]
 
 SEEN = [each for each in BEHAVIOURS.values() if each.linux]
-BOOT_SECONDS = 60.0
-SECONDS = 20.0
+BOOT_SECONDS = 120.0
+SECONDS = 60.0
 MISDEEDS = 20
 
 SCRIPT = """

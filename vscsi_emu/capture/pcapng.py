@@ -86,18 +86,18 @@ def packet(item: Packet) -> bytes:
 def blocks(file: BinaryIO) -> Iterator[Block]:
     """The blocks of a file in our byte order. `FormatError`; a block that is cut off ends it: who
     wrote it was interrupted."""
-    first = True
-    while len(head := file.read(8)) == 8:
+    head = file.read(8)
+    if head and head[:4] != struct.pack("<I", SECTION):
+        raise FormatError("it does not begin with a section header")
+    while len(head) == 8:
         kind, length = struct.unpack("<II", head)
-        if first and kind != SECTION:
-            raise FormatError("it does not begin with a section header")
         if length < 12 or length % 4 or length > MAX_BLOCK:
             raise FormatError(f"a block of {length} bytes")
         rest = file.read(length - 8)
         if len(rest) < length - 8:
             return
-        first = False
         yield _parsed(kind, rest[:-4])
+        head = file.read(8)
 
 
 def _parsed(kind: int, content: bytes) -> Block:

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vscsi_emu.cli.console import table_console
+
 if TYPE_CHECKING:
     from vscsi_emu.host.devices import ScsiDevice
     from vscsi_emu.host.monitor import Change
@@ -73,7 +75,6 @@ def _print_json(found: list[ScsiDevice], lines: bool) -> None:
 
 
 def _print_table(found: list[ScsiDevice]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
@@ -95,7 +96,7 @@ def _print_table(found: list[ScsiDevice]) -> None:
             str(use(device)) or "-",
         )
         table.add_row(*map(Text, row))
-    Console(soft_wrap=True).print(table)
+    table_console().print(table)
 
 
 def _line(change: Change) -> str:

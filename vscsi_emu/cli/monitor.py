@@ -30,8 +30,10 @@ def monitor_client(path: str, *, timeout: float = 60.0) -> Iterator[Client]:
         raise click.ClickException(str(error)) from None
     except TimeoutError:
         raise click.ClickException(f"{path}: no answer within {timeout:g} s") from None
-    except ConnectionRefusedError:
-        raise click.ClickException(f"{path}: nobody listens there") from None
+    except (FileNotFoundError, ConnectionRefusedError):
+        raise click.ClickException(
+            f"{path}: nobody listens there; start vscsi-emu serve with --monitor {path}"
+        ) from None
     except ConnectionError as error:
         raise click.ClickException(f"{path}: {error}") from None
     except OSError as error:

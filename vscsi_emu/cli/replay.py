@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vscsi_emu.cli.console import table_console
+
 if TYPE_CHECKING:
     from vscsi_emu.capture.replay import Comparison
     from vscsi_emu.driver.virtio_scsi import VirtioScsi
@@ -156,7 +158,6 @@ def _driver(lun: str | None, socket: str | None, address: tuple[int, int]) -> It
 
 
 def _show(compared: list[Comparison]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     from vscsi_emu.cli.top import show_latency
@@ -164,10 +165,10 @@ def _show(compared: list[Comparison]) -> None:
     table = Table("command", box=None, header_style="bold", pad_edge=False)
     for column in ("count", "p50 then", "now", "p99 then", "now"):
         table.add_column(column, justify="right")
-    table.add_column("other outcome")
     for row in compared:
         latencies = (row.recorded_p50, row.replayed_p50, row.recorded_p99, row.replayed_p99)
-        different = ", ".join(f"{count} x {what}" for what, count in row.different.items())
-        cells = [show_latency(value) for value in latencies]
-        table.add_row(row.name, str(row.commands), *cells, different or "-")
-    Console().print(table)
+        table.add_row(row.name, str(row.commands), *map(show_latency, latencies))
+    table_console().print(table)
+    for row in compared:
+        for what, count in row.different.items():
+            click.echo(f"{row.name}: {count} x {what}")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from vscsi_emu.cli.console import table_console
 from vscsi_emu.cli.monitor import monitor_client, monitor_option
 
 if TYPE_CHECKING:
@@ -42,13 +43,12 @@ def top(monitor: str, interval: float, once: bool, as_json: bool) -> None:
       vscsi-emu top --monitor /tmp/m
       vscsi-emu top --monitor /tmp/m --once --json | jq '.luns[].p99'
     """
-    from rich.console import Console
     from rich.live import Live
 
     from vscsi_emu.control.rates import between
     from vscsi_emu.control.schema import to_json
 
-    console = Console()
+    console = table_console()
     with monitor_client(monitor) as client:
         before = client.stats_query(histograms=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
@@ -64,7 +64,7 @@ class Nexus:
         self._pending: list[Asc] = []
         self._information: dict[Asc, int] = {}
         self._deferred: ScsiError | None = None
-        self._unsettled: set[asyncio.Task[None]] = set()
+        self._unsettled: set[asyncio.Task[object]] = set()
         self.echo: bytes | None = None
         """The echo buffer, once it is written (SPC-4 6.49.9)."""
         self._observed = False
@@ -111,16 +111,14 @@ class Nexus:
         self._deferred = ScsiError(error.key, error.code, deferred=True)
         self.update_gate()
 
-    def unsettled(self, outcome: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        """Runs what may establish a unit attention condition of which the initiator knows the cause
-        before it ends. Commands that report such conditions wait for it (`settled`)."""
-        task = asyncio.ensure_future(outcome)
+    def settle_after(self, task: asyncio.Task[object]) -> None:
+        """Commands that report unit attention conditions wait for `task`: it may establish one,
+        and its cause shows before it ends."""
         self._unsettled.add(task)
         self.update_gate()
         task.add_done_callback(self._settle)
-        return task
 
-    def _settle(self, task: asyncio.Task[None]) -> None:
+    def _settle(self, task: asyncio.Task[object]) -> None:
         self._unsettled.remove(task)
         self.update_gate()
 

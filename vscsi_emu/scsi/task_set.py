@@ -34,15 +34,13 @@ def abort_others(nexuses: Iterable[Nexus], *, until: int | None = None) -> Await
 def _abort_other(nexus: Nexus, until: int | None) -> Awaitable[None]:
     tas = nexus.unit.mode_pages.task_aborted_status
     aborted = nexus.abort(status=Status.TASK_ABORTED if tas else None, until=until)
-    return _wait(aborted) if tas else nexus.unsettled(_inform(nexus, aborted))
+    informed = asyncio.ensure_future(_inform(nexus, aborted, attention=not tas))
+    nexus.settle_after(informed)
+    return informed
 
 
-async def _wait(aborted: Awaitable[int]) -> None:
-    await aborted
-
-
-async def _inform(nexus: Nexus, aborted: Awaitable[int]) -> None:
-    if await aborted:
+async def _inform(nexus: Nexus, aborted: Awaitable[int], *, attention: bool) -> None:
+    if await aborted and attention:
         nexus.establish(Asc.COMMANDS_CLEARED_BY_ANOTHER_INITIATOR)
 
 

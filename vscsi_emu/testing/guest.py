@@ -19,7 +19,7 @@ from vscsi_emu.leftovers import Leftovers
 from .errors import GuestError, GuestTimeout, tail
 
 _POLL_SECONDS = 0.02
-_KILL_SECONDS = 10.0
+_KILL_SECONDS = 60.0
 
 # Names for what a script works with: the node of an address, whatever order disks were found in.
 PRELUDE = """\
@@ -121,8 +121,14 @@ class GuestRun:
                 return
             time.sleep(_POLL_SECONDS)
 
-    def wait(self) -> GuestResult:
-        """The script's result; `GuestTimeout` at the deadline, `GuestError` if it has none."""
+    def wait(self, timeout: float | None = None) -> GuestResult:
+        """The script's result; `GuestTimeout` at the deadline, `GuestError` if it has none.
+
+        `timeout`: seconds from now, in place of those that it was started with.
+        """
+        if timeout is not None:
+            self._timeout = timeout
+            self._deadline = time.monotonic() + timeout
         while not self._ended():
             time.sleep(_POLL_SECONDS)
         self.kill()
@@ -161,7 +167,7 @@ class GuestRun:
         if time.monotonic() > self._deadline:
             self.kill()
             raise GuestTimeout(
-                f"the {self._name} guest did not end within {self._timeout:.0f} s; "
+                f"the {self._name} guest did not end within {self._timeout:g} s; "
                 f"its output ends\n{tail(self.output)}\n  and the console\n{tail(self.console)}"
             )
         return False

@@ -18,8 +18,8 @@ from vscsi_emu.leftovers import Leftovers
 from .errors import ServerError, tail
 
 PROGRAM = "vscsi-emu"
-START_SECONDS = 15.0
-STOP_SECONDS = 30.0
+START_SECONDS = 60.0
+STOP_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 _LISTENING = "00010000"  # __SO_ACCEPTCON (include/linux/net.h) in the flags of /proc/net/unix
 

@@ -23,7 +23,7 @@ SEG_MAX: Final = 126
 MAX_SECTORS: Final = 0x10000
 SERIAL: Final = "VSCSI0001"
 NAA: Final = "5000000000000001"
-START_SECONDS: Final = 30.0
+START_SECONDS: Final = 60.0
 UNTOUCHED: Final = 0xA5
 """What buffers hold before a device writes into them."""
 _HEAP: Final = 1 << 20
@@ -69,7 +69,7 @@ class Machine:
     def driver(self, options: Options | None = None) -> VirtioScsi:
         """A driver just probed."""
         wanted = replace(options or Options(), queue_size=64, trust_length=False)
-        return VirtioScsi(self.bus(), wanted, timeout=5.0)
+        return VirtioScsi(self.bus(), wanted, timeout=60.0)
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from vscsi_emu.testing.hba import program
 from vscsi_emu.testing.qemu import emulator
 from vscsi_emu.virtio.mmio_registers import LEGACY
 
-_STOP_SECONDS: Final = 10.0
+_STOP_SECONDS: Final = 60.0
 
 # 16-bit code at the reset vector: cli; hlt; jump back to the hlt.
 _ROM: Final = bytes(0xFFF0) + b"\xfa\xf4\xeb\xfd" + bytes(12)

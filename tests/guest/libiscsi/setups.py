@@ -10,7 +10,7 @@ from vscsi_emu.testing import HbaProcess, LinuxGuest, UmlGuest
 from . import suite
 
 SIZE = "512M"  # READ(6) must reach the end; the suite leaves its limits out above 1 GiB
-BOOT_SECONDS = 60.0
+BOOT_SECONDS = 120.0
 
 
 @dataclass(frozen=True)

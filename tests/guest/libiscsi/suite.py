@@ -12,7 +12,7 @@ PROGRAM = "iscsi-test-cu"
 INSTALL = "apt-get install libiscsi-bin"
 FAMILY = "SCSI"
 SANITIZE = "Sanitize"
-TEST_SECONDS = 20
+TEST_SECONDS = 60
 _TIMED_OUT = 124  # timeout(1)
 _SIGNALLED = 128  # and above: the shell's exit code for a signal
 

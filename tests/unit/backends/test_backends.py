@@ -194,7 +194,7 @@ def test_the_other_program_is_named(image: Path) -> None:
         assert holder.stdout.readline() == "held\n"
         with pytest.raises(BackendError, match=rf"in use by .*\(pid {holder.pid}\)"):
             opened(str(image))
-        holder.communicate(timeout=10)
+        holder.communicate(timeout=60)
     opened(str(image)).close()
 
 

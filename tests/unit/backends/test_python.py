@@ -82,7 +82,7 @@ class Threaded(Plain):
     barrier = threading.Barrier(4)
 
     def read(self, offset: int, length: int) -> bytes:
-        self.barrier.wait(10)
+        self.barrier.wait(60)
         return super().read(offset, length)
 
 

@@ -102,7 +102,7 @@ def test_another_outcome_is_told(tmp_path: Path) -> None:
     [reads] = answer["commands"]
     assert reads["different"] == {"GOOD → CHECK_CONDITION": 1}
     text = replay(str(file), "--lun", "mem:1M", "--speed", "max").output
-    assert "1 x GOOD → CHECK_CONDITION" in text
+    assert "READ(10): 1 x GOOD → CHECK_CONDITION\n" in text
 
 
 @pytest.mark.parametrize(("speed", "least"), [("1", 0.2), ("10", 0.02), ("max", 0.0)])

@@ -17,7 +17,7 @@ from tests.unit.cli.test_serve import serving
 from vscsi_emu.cli.ctl import ctl
 from vscsi_emu.control.methods import METHODS
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +95,9 @@ def test_what_the_server_refuses_is_one_line(monitor: str) -> None:
 
 def test_nobody_there(tmp_path: Path) -> None:
     result = run("--monitor", str(tmp_path / "none"), "hba.query")
-    assert result.output == f"Error: {tmp_path / 'none'}: No such file or directory\n"
+    path = tmp_path / "none"
+    fix = f"start vscsi-emu serve with --monitor {path}"
+    assert result.output == f"Error: {path}: nobody listens there; {fix}\n"
     assert "give the server's --monitor" in run("hba.query").output
 
 

@@ -19,7 +19,7 @@ import pytest
 from vscsi_emu.virtio import vhost_user as vu
 
 PROGRAM = [sys.executable, "-m", "vscsi_emu", "serve"]
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 def refused(*arguments: str) -> str:

@@ -13,7 +13,7 @@ from tests.unit.transport.harness import Server, serving
 from vscsi_emu.config import Config, from_arguments
 from vscsi_emu.control.server import Monitor
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 
 
 @contextmanager

@@ -60,7 +60,7 @@ class Work:
 
     def run(self) -> None:
         if self.wait:
-            assert self.go.wait(10)
+            assert self.go.wait(60)
         if self.error is not None:
             raise self.error
 

@@ -15,7 +15,7 @@ from vscsi_emu.virtio.mmio_queue import QueueSetup
 from vscsi_emu.virtio.mmio_registers import MODERN, InterruptBit, Register
 from vscsi_emu.virtio.scsi import Response
 
-SECONDS = 10.0
+SECONDS = 60.0
 READY = Status.ACKNOWLEDGE | Status.DRIVER | Status.FEATURES_OK
 RUNNING = READY | Status.DRIVER_OK
 FEATURES = Feature.VERSION_1 | Feature.RING_RESET

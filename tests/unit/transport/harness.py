@@ -19,7 +19,7 @@ from vscsi_emu.driver.virtio_scsi import Options, VirtioScsi
 from vscsi_emu.hba import Hba
 from vscsi_emu.service import Service
 
-TIMEOUT = 20.0
+TIMEOUT = 60.0
 GUEST_BASE = 0x4000_0000
 GUEST_SIZE = 16 << 20
 

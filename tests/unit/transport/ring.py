@@ -17,7 +17,7 @@ REQUEST = 51
 RESPONSE = 108
 PENDING = 0xEE
 """What a response's bytes are until the device writes them."""
-SECONDS = 10.0
+SECONDS = 60.0
 
 
 def request(tag: int, cdb: bytes, *, target: int = 0, order: Literal["<", ">"] = "<") -> bytes:

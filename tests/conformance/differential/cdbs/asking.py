@@ -11,7 +11,7 @@ from tests.conformance.differential.cdbs.medium import HEAD, TAIL, contents
 
 _GOOD = 0x00
 _NOT_READY, _ILLEGAL_REQUEST = 0x02, 0x05
-_READY_SECONDS = 10.0
+_READY_SECONDS = 60.0
 _POLL_SECONDS = 0.01
 
 _TEST_UNIT_READY = bytes(6)
