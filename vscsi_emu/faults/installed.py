@@ -32,8 +32,8 @@ class TmfRule:
         self._random = random.Random(fault.seed)
         self._from = time.monotonic() + fault.start
         self._function = function_of(fault)
-        self.opcodes: Final = opcodes_of(fault)
-        """Of the command that it is for; none: whatever."""
+        self.opcodes: Final = bytes({code >> 16 or code for code in opcodes_of(fault)})
+        """Operation codes of the commands that it is for; none: whatever."""
         self.met = 0
         self.hits = 0
 

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, get_args
 
 from vscsi_emu._dataplane import MAX_WEAR_UNITS
 from vscsi_emu.backends.uri import did_you_mean
+from vscsi_emu.scsi.cdb import filter_of
 from vscsi_emu.scsi.sense import SenseKey
 from vscsi_emu.scsi.status import Status
 from vscsi_emu.virtio.scsi import Response, TmfType
@@ -419,42 +420,43 @@ _NUMBERS: Final = (
 
 @cache
 def _opcodes() -> Mapping[str, frozenset[int]]:
-    """Operation codes by name and by family."""
+    """Codes (`CommandType.code`) by name and by family."""
     from vscsi_emu.scsi.commands import ALL
 
     found: dict[str, set[int]] = {}
     for command in ALL:
         for name in (command.name, command.name.split("(")[0]):
-            found.setdefault(name, set()).add(command.opcode)
+            found.setdefault(name, set()).add(command.code)
     return MappingProxyType({name: frozenset(codes) for name, codes in found.items()})
 
 
-def opcodes_of(fault: Fault) -> bytes:
-    """OPERATION CODEs that it is for, sorted; empty: all. `FaultError`."""
+def opcodes_of(fault: Fault) -> set[int]:
+    """Codes (`CommandType.code`) of the commands that it is for; none: all. `FaultError`."""
     wanted: set[int] = set()
     default = list(KINDS[fault.kind].commands)
     for name in default if fault.opcodes is None else fault.opcodes:
-        wanted |= {name} if isinstance(name, int) else _named(name)
-    if wrong := [code for code in wanted if not 0 <= code <= 0xFF]:
-        raise FaultError("opcodes", f"{wrong[0]} is not within 0 to 255")
+        wanted |= _codes(name)
     if not KINDS[fault.kind].others:
-        own = frozenset[int]().union(*map(_named, default))
+        own = frozenset[int]().union(*map(_codes, default))
         if not wanted or not wanted <= own:
             raise FaultError("opcodes", f"{fault.kind} is for {', '.join(default)} only")
-    return bytes(sorted(wanted))
+    return wanted
 
 
-def _named(name: str) -> frozenset[int]:
-    known = _opcodes()
-    if name in known:
-        return known[name]
+def _codes(name: str | int) -> frozenset[int]:
+    return _opcodes().get(str(name)) or frozenset({_number(name)})
+
+
+def _number(name: str | int) -> int:
     try:
-        return frozenset({int(name, 0)})
+        number = int(str(name), 0)
     except ValueError:
-        raise FaultError(
-            "opcodes",
-            f"{name!r} is neither a number nor a command{did_you_mean(name, list(known))}",
-        ) from None
+        hint = did_you_mean(str(name), list(_opcodes()))
+        message = f"{name!r} is neither a number nor a command{hint}"
+        raise FaultError("opcodes", message) from None
+    if not 0 <= number <= 0xFF:
+        raise FaultError("opcodes", f"{number} is not within 0 to 255")
+    return number
 
 
 # ── For the data plane ─────────────────────────────────────────────────────────────────────────
@@ -485,7 +487,7 @@ def rules_of(fault: Fault, medium: Medium) -> list[dict[str, Any]]:
     if not fault.of_commands:
         return []
     when: dict[str, Any] = {
-        "opcodes": opcodes_of(fault),
+        **filter_of(opcodes_of(fault)),
         "blocks": None if fault.lba is None else (fault.lba, fault.lba + fault.blocks - 1),
         "tag": fault.tag,
         "start": fault.start,

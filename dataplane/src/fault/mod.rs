@@ -16,6 +16,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::port::Port;
+use crate::sbc::cdb::variable_action;
 use crate::sbc::{self, Blocks};
 use crate::sense::{key, SenseInfo};
 use data::Corruption;
@@ -33,8 +34,10 @@ const CHECK_CONDITION: u8 = sbc::status::CHECK_CONDITION;
 /// What a rule is for. All that is given must hold.
 #[derive(Default)]
 pub struct When {
-    /// OPERATION CODEs; none: all.
+    /// OPERATION CODEs; none here nor in `actions`: all.
     pub opcodes: Vec<u8>,
+    /// SERVICE ACTIONs of variable-length CDBs.
+    pub actions: Vec<u16>,
     /// First and last LBA: media commands that touch one of these blocks.
     pub blocks: Option<(u64, u64)>,
     pub port: Option<Weak<Port>>,
@@ -137,7 +140,9 @@ impl Rule {
 
     fn fits(&self, command: &Command<'_>) -> bool {
         let when = &self.when;
-        (when.opcodes.is_empty() || when.opcodes.contains(&command.cdb[0]))
+        let named = when.opcodes.contains(&command.cdb[0])
+            || variable_action(command.cdb).is_some_and(|action| when.actions.contains(&action));
+        (named || (when.opcodes.is_empty() && when.actions.is_empty()))
             && when
                 .port
                 .as_ref()
@@ -292,5 +297,53 @@ impl Rules {
             }
         }
         planned
+    }
+}
+
+#[cfg(test)]
+mod matching {
+    use super::*;
+
+    fn fits(when: When, cdb: &[u8]) -> bool {
+        Rule::new(when, Action::default()).fits(&Command {
+            port: &Arc::default(),
+            tag: 0,
+            cdb,
+            blocks: sbc::blocks(cdb, &[]),
+            now: Instant::now(),
+        })
+    }
+
+    #[test]
+    fn variable_length_cdbs_are_named_by_service_action() {
+        let variable = |action, lba| {
+            let mut cdb = [0; 32];
+            (cdb[0], cdb[7], cdb[9], cdb[19], cdb[31]) = (0x7f, 0x18, action, lba, 2);
+            cdb
+        };
+        let (read, write) = (variable(0x09, 5), variable(0x0b, 5));
+        let reads = || When {
+            opcodes: vec![0x28],
+            actions: vec![0x09],
+            ..When::default()
+        };
+        assert!(fits(reads(), &read));
+        assert!(!fits(reads(), &write));
+        assert!(fits(reads(), &[0x28; 16]));
+        assert!(!fits(reads(), &[0x2a; 16]));
+        for opcodes in [vec![], vec![0x7f]] {
+            let when = || When {
+                opcodes: opcodes.clone(),
+                blocks: Some((6, 9)),
+                ..When::default()
+            };
+            assert!(fits(when(), &read) && fits(when(), &write));
+            assert!(!fits(when(), &variable(0x0b, 4)));
+        }
+        let only = When {
+            actions: vec![0x09],
+            ..When::default()
+        };
+        assert!(!fits(only, &[0x28; 16]));
     }
 }

@@ -57,13 +57,15 @@ fn corruption(name: &str) -> PyResult<Corruption> {
 impl FaultRule {
     #[new]
     #[pyo3(signature = (
-        *, opcodes=Vec::new(), blocks=None, port=None, tag=None, start=0.0, duration=None, skip=0,
-        every=1, times=0, probability=None, seed=0, answer=None, sense=None, executed=false,
-        bad=None, wear=None, delay=None, hang=false, short=None, corruption=None, lose=false,
+        *, opcodes=Vec::new(), actions=Vec::new(), blocks=None, port=None, tag=None, start=0.0,
+        duration=None, skip=0, every=1, times=0, probability=None, seed=0, answer=None, sense=None,
+        executed=false, bad=None, wear=None, delay=None, hang=false, short=None, corruption=None,
+        lose=false,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         opcodes: Vec<u8>,
+        actions: Vec<u16>,
         blocks: Option<(u64, u64)>,
         port: Option<&Port>,
         tag: Option<u64>,
@@ -97,6 +99,7 @@ impl FaultRule {
             .transpose()?;
         let when = When {
             opcodes,
+            actions,
             blocks,
             port: port.map(|port| Arc::downgrade(&port.0)),
             tag,

@@ -10,7 +10,7 @@ use crate::policy::LunPolicy;
 #[derive(Debug)]
 pub struct WriteAtomic {
     extent: Extent,
-    durable: bool,
+    pub durable: bool,
 }
 
 pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Refusal> {

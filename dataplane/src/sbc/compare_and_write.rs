@@ -11,7 +11,7 @@ use crate::policy::LunPolicy;
 #[derive(Debug)]
 pub struct CompareAndWrite {
     extent: Extent,
-    durable: bool,
+    pub durable: bool,
 }
 
 pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Refusal> {

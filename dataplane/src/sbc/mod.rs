@@ -24,6 +24,7 @@ use std::io;
 
 use libc::iovec;
 
+use crate::cache::{Cache, Use};
 use crate::engine::{Engine, Io, IoKind};
 use crate::policy::LunPolicy;
 use crate::sense::SenseInfo;
@@ -67,6 +68,34 @@ pub enum Plan {
     Job(Job),
     /// The CDB asks for more data than the buffers hold (virtio response OVERRUN); not executed.
     Overrun,
+}
+
+impl Plan {
+    /// Whether what it writes may stay in a volatile cache for now.
+    fn fills_cache(&self) -> bool {
+        match self {
+            Self::Io(io) => io.changes() && !io.durable,
+            Self::Job(job) => !match job {
+                Job::WriteSame(job) => job.durable,
+                Job::Unmap(job) => job.durable,
+                Job::CompareAndWrite(job) => job.durable,
+                Job::OrWrite(job) => job.durable,
+                Job::WriteAtomic(job) => job.durable,
+                // What it writes, if anything, is durable.
+                Job::Verify(_) | Job::GetLbaStatus(_) => true,
+            },
+            Self::Done(_) | Self::Overrun => false,
+        }
+    }
+
+    /// What it does to the unit's cache; a flush begins now.
+    pub fn cache_use(&self, cache: &Cache) -> Use {
+        match self {
+            Self::Io(io) if io.kind == IoKind::Flush => Use::Flushes(cache.begin()),
+            _ if self.fills_cache() => Use::Fills,
+            _ => Use::None,
+        }
+    }
 }
 
 /// A command of several steps. Holds at most a few [`crate::engine::CHUNK`]s of memory.

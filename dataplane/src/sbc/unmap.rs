@@ -17,7 +17,7 @@ const DESCRIPTOR_LEN: usize = 16;
 #[derive(Debug)]
 pub struct Unmap {
     extents: Vec<Extent>,
-    durable: bool,
+    pub durable: bool,
 }
 
 pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Refusal> {

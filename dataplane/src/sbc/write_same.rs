@@ -10,7 +10,7 @@ use crate::policy::LunPolicy;
 pub struct WriteSame {
     extent: Extent,
     block: Vec<u8>,
-    durable: bool,
+    pub durable: bool,
 }
 
 pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Refusal> {

@@ -8,6 +8,7 @@ use super::end::Response;
 use super::fault;
 use super::thread::Thread;
 use super::{Answer, Mail};
+use crate::cache::Use;
 use crate::engine::{Engine, Io, IoKind, Partial};
 use crate::passthrough::{Passed, Passthrough};
 use crate::pool::pool;
@@ -77,6 +78,10 @@ impl Thread {
             data_out_len,
             task.data_in_len,
         );
+        task.cache = plan.cache_use(&nexus.lu.cache);
+        if task.cache == Use::Fills {
+            nexus.written.note(&nexus.lu.cache);
+        }
         let (block_size, engine) = (policy.block_size.into(), &nexus.lu.engine);
         let faulty = fault::faulty(&mut task.fault, &plan, block_size, engine);
         match plan {
@@ -200,10 +205,13 @@ impl Thread {
             };
             if io.completed_by(result) {
                 self.io_done(task.slot, uring_result(result));
-            } else {
-                let engine = nexus.lu.engine.clone();
-                self.run_io(task.slot, engine);
+                continue;
             }
+            let engine = nexus.lu.engine.clone();
+            if uring_result(result).is_err_and(|error| io.loses_cache(&error)) {
+                self.cache_lost(task.slot);
+            }
+            self.run_io(task.slot, engine);
         }
         self.completions = completions;
     }

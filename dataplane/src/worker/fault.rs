@@ -203,7 +203,7 @@ impl Thread {
             &Outcome {
                 status: answer.status,
                 sense,
-                transferred: 0,
+                ..Outcome::good(0)
             },
         );
     }
