@@ -7,6 +7,7 @@ import logging
 import time
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
 from vscsi_emu import _dataplane
@@ -14,7 +15,7 @@ from vscsi_emu.scsi.bad_blocks import BadBlocks
 from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
-from vscsi_emu.scsi.limits import Limits, QueueLimits
+from vscsi_emu.scsi.limits import Limits, QueueLimits, lower
 from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
@@ -119,6 +120,7 @@ class LogicalUnit:
         self.rotation_rate: Final = rotation_rate
         self.lbprz: Final = lbprz
         self.limits: Final = limits or Limits.default(block_size)
+        self._cap = QueueLimits()
         self.features: Final = _features(
             self.limits,
             thin=discard and engine.can_discard,
@@ -164,6 +166,7 @@ class LogicalUnit:
             self._policy(),
             self.commands.routes,
             self.commands.usage_maps,
+            self.commands.variable_length,
             queue_depth=queue_depth,
         )
         self.bad_blocks: Final = BadBlocks(unit, store)
@@ -199,10 +202,38 @@ class LogicalUnit:
         for nexus in self.nexuses:
             nexus.update_gate()
 
+    # ── Limits that initiators are told ────────────────────────────────────────────────────────
+
+    @property
+    def own_limits(self) -> QueueLimits:
+        """What it takes."""
+        return QueueLimits(max_bytes=self.limits.max_transfer_blocks * self.block_size)
+
     @property
     def queue_limits(self) -> QueueLimits:
         """What an HBA says of its limits on this unit's behalf."""
-        return QueueLimits(max_bytes=self.limits.max_transfer_blocks * self.block_size)
+        return self.own_limits.lowered(self._cap)
+
+    @property
+    def block_limits(self) -> Limits:
+        """What its Block Limits VPD page says."""
+        cap = self._cap.max_bytes // self.block_size
+        return replace(
+            self.limits,
+            max_transfer_blocks=lower(self.limits.max_transfer_blocks, cap),
+            optimal_transfer_blocks=min(self.limits.optimal_transfer_blocks, cap)
+            if cap
+            else self.limits.optimal_transfer_blocks,
+        )
+
+    def lower(self, cap: QueueLimits) -> None:
+        """Tells initiators these limits where they are lower than its own; INQUIRY DATA HAS CHANGED
+        for every nexus where that changes a page. What it takes is as before: commands that were
+        made for the old limits are on their way, and initiators cannot make them anew."""
+        before = self.block_limits
+        self._cap = cap
+        if self.block_limits != before:
+            self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
 
     # ── State ──────────────────────────────────────────────────────────────────────────────────
 
@@ -272,13 +303,29 @@ class LogicalUnit:
 
     def connect(self, name: NexusId, port_group: int) -> Nexus:
         """A new nexus, with POWER ON OCCURRED pending."""
-        nexus = Nexus(self, name, port_group)
+        multiport, nexus = self.multiport, Nexus(self, name, port_group)
         self.nexuses.append(nexus)
+        self._ports_changed(multiport)
         return nexus
 
     def disconnect(self, nexus: Nexus) -> None:
+        multiport = self.multiport
         self.nexuses.remove(nexus)
+        self._ports_changed(multiport)
         nexus.lost()
+
+    @property
+    def multiport(self) -> bool:
+        """MULTIP: several target ports lead here."""
+        return len({nexus.id.relative_port for nexus in self.nexuses}) > 1
+
+    def _ports_changed(self, multiport: bool) -> None:
+        if multiport is self.multiport:
+            return
+        for nexus in self.nexuses:
+            # After power on an initiator asks anyway.
+            if Asc.POWER_ON_OCCURRED not in nexus.pending:
+                nexus.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
 
     def establish(self, code: Asc, *, but: Nexus | None = None) -> None:
         """A unit attention condition for every nexus, or for all but one."""
@@ -322,6 +369,7 @@ class LogicalUnit:
         self.readiness.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
+            nexus.abort_copies()  # SPC-4 5.17.5
             nexus.forget_copies()
             nexus.data_plane.clear_aca()
         self.priorities.clear()
@@ -382,7 +430,7 @@ class LogicalUnit:
         self._publish()
         self.provisioning.update()
         self.establish(Asc.MODE_PARAMETERS_CHANGED, but=by)
-        return self.settle() if _must_settle(before, self.data_plane.policy) else None
+        return self.settle(by=by) if _must_settle(before, self.data_plane.policy) else None
 
     def enter(self, condition: PowerCondition) -> None:
         """A power condition; while stopped, media commands end with NOT READY."""
@@ -463,10 +511,10 @@ class LogicalUnit:
                 raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
         self.failure = failure
 
-    async def settle(self) -> None:
-        """Waits for running commands, then makes what they wrote durable."""
+    async def settle(self, *, by: Nexus | None = None) -> None:
+        """Waits for running commands, then makes what they wrote durable, as `flush`."""
         await self.quiesce()
-        await self.flush()
+        await self.flush(by=by)
 
     async def quiesce(self) -> None:
         """Waits for what reads or writes the medium now, for whatever nexus."""
@@ -474,11 +522,16 @@ class LogicalUnit:
         if self._copies:
             await asyncio.wait(self._copies)
 
-    async def copy(self, work: _dataplane.Copy, source: LogicalUnit | None = None) -> None:
-        """Runs a copy to here, from `source` or zeros. `ScsiError`; `SourceChangedError`."""
+    async def copy(
+        self, work: _dataplane.Copy, source: LogicalUnit | None = None, *, by: Nexus
+    ) -> None:
+        """Runs a copy to here, from `source` or zeros, for a nexus of this unit. `ScsiError`;
+        `SourceChangedError`."""
         for _, offset, length in work.runs:
             await self.bad_blocks.forget(offset // self.block_size, length // self.block_size)
+        by.data_plane.wrote()
         running = asyncio.ensure_future(asyncio.to_thread(work.run))
+        running.add_done_callback(lambda _: by.data_plane.wrote())
         for unit in {self, source or self}:
             unit._copies.add(running)
             running.add_done_callback(unit._copies.discard)
@@ -491,9 +544,13 @@ class LogicalUnit:
         except OSError as error:
             raise write_failed(error) from error
 
-    async def flush(self) -> None:
-        """Makes what was written durable; `ScsiError` where that fails."""
+    async def flush(self, *, by: Nexus | None = None) -> None:
+        """Makes what was written durable; `ScsiError` where that fails. All nexuses that lose
+        something then report a deferred error, but `by`, whose command ends with this one."""
+        flush = self.data_plane.flush_begins()
         try:
             await self._flush()
         except OSError as error:
+            self.data_plane.flush_ended(flush, good=False, by=by.data_plane if by else None)
             raise write_failed(error) from error
+        self.data_plane.flush_ended(flush, good=True)

@@ -129,6 +129,7 @@ impl Thread {
         self.inbox.post(Message::Command(Command {
             reply: Reply::new(self.mailbox.clone(), task_ref),
             port: queue.port.clone(),
+            queue: queue.handle.clone(),
             nexus: task.nexus.clone(),
             header: task.header,
             cdb: task.cdb().to_vec(),

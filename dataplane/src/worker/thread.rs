@@ -59,7 +59,8 @@ pub(super) struct Thread {
 impl Thread {
     pub fn new(inbox: Arc<Inbox>, mailbox: Arc<Mailbox>, io_uring: bool) -> io::Result<Self> {
         let epoll = Epoll::new()?;
-        let mail = EpollEvent::new(EventSet::IN, MAILBOX);
+        // Edge-triggered, so that its counter need not be read: it only grows.
+        let mail = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, MAILBOX);
         epoll.ctl(ControlOperation::Add, mailbox.as_fd().as_raw_fd(), mail)?;
         let timers = Timers::new()?;
         let timer = EpollEvent::new(EventSet::IN, TIMER);
@@ -151,11 +152,9 @@ impl Thread {
         let mut events = [EpollEvent::default(); 32];
         // EINTR is a wake-up like any other.
         let count = self.epoll.wait(timeout, &mut events).unwrap_or(0);
-        let mut rung = false;
         for event in &events[..count] {
             match event.data() {
-                MAILBOX => rung = true,
-                URING | TIMER => {}
+                MAILBOX | URING | TIMER => {}
                 key => {
                     let key = key as usize;
                     if let Some(kick) = self.queue(key).and_then(|queue| queue.kick.as_ref()) {
@@ -165,7 +164,7 @@ impl Thread {
                 }
             }
         }
-        self.mailbox.wake_up(rung);
+        self.mailbox.wake_up();
         for at in 0..self.polled.len() {
             self.mark_ready(self.polled[at]);
         }
