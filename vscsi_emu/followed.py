@@ -38,6 +38,7 @@ _CAPACITY: Final = "CAPACITY_DATA_HAS_CHANGED"
 """As the kernel calls it."""
 _ATTEMPTS: Final = 20
 _PAUSE_SECONDS: Final = 0.25
+_RETRY_SECONDS: Final = 5.0
 
 
 class Followed:
@@ -118,6 +119,8 @@ class Followed:
                 await work()
             except Exception:
                 log.exception("internal error while following %s", self._backend.spec)
+                await asyncio.sleep(_RETRY_SECONDS)
+                due.set()
 
     def _listen(self, backend: SgBackend) -> None:
         self._hearing = asyncio.create_task(self._hear_commands(backend))
