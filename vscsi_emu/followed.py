@@ -162,10 +162,10 @@ class Followed:
         ]
         backend.passthrough.close()
         await unit.quiesce()
+        backend.close()  # first: its names may be wanted as soon as somebody hears of this
         for hba, address in places:
             with suppress(KeyError):  # somebody else has removed it meanwhile
                 await hba.remove_lun(address)
-        backend.close()
 
     async def _return(
         self, old: SgBackend, device: ScsiDevice, places: list[tuple[Hba, Address]]
