@@ -327,20 +327,28 @@ class Lu:
         policy: LunPolicy,
         routes: bytes,
         usage_maps: Mapping[int, bytes] | None = None,
+        variable_length: Sequence[tuple[int, int, bytes]] = ...,
         *,
         queue_depth: int = 0,
     ) -> Self:
         """`routes`: 256 ROUTE_* values indexed by OPERATION CODE, made from the CDB table.
         `usage_maps`: CDB usage maps of the media commands (opcode → bytes). A command with a bit
         set that its map does not define comes to Python, which refuses it with the field
-        pointer: the fast way never skips that check. `queue_depth`: most commands in the task set,
-        then TASK SET FULL, or BUSY for a nexus that has none there; 0: no limit."""
+        pointer: the fast way never skips that check. `variable_length`: service action, ROUTE_* and
+        usage map of each command with a variable-length CDB; others of operation code 7Fh take its
+        route. From byte 16 on a usage map must have all bits set. `queue_depth`: most commands in
+        the task set, then TASK SET FULL, or BUSY for a nexus that has none there; 0: no limit."""
     def mark_bad(self, offset: int, length: int) -> None:
         """These bytes, a block, read as an error until they are written; as WRITE LONG does."""
     policy: LunPolicy
     """Read, or assigned to swap atomically; commands already started keep the old one."""
     @property
     def engine(self) -> Engine: ...
+    def flush_begins(self) -> tuple[int, int]:
+        """A flush of the engine that is not a command's begins now: for `flush_ended`."""
+    def flush_ended(self, flush: tuple[int, int], good: bool, *, by: Nexus | None = None) -> None:
+        """How it ended. If not well, nexuses that wrote since the last good one have `lost`, but
+        `by`, which is told otherwise."""
     def hold(self) -> Held:
         """As long as this is in effect, no dormant command of the unit is enabled, and those that
         come are dormant, but for HEAD OF QUEUE and ACA."""
@@ -363,14 +371,18 @@ class Lu:
 class FaultRule:
     """Which commands of a unit go wrong, and how.
 
-    It is for commands with one of `opcodes` (none: any), that touch `blocks` (first and last LBA),
+    It is for commands with one of `opcodes`, or a variable-length CDB and one of these service
+    `actions` (neither: any), that touch `blocks` (first and last LBA),
     of `port`, with `tag`, from `start` seconds from now, for `duration` seconds. Of these it spares
     the first `skip`, then takes the first of `every` so many, of those the part `probability`,
     drawn by `seed`, at most `times` (0: any number).
 
     `answer`: a virtio response and a SAM status, with `sense` (key, ASC and ASCQ as one number), in
-    place of processing, or after it if `executed`. `located`: the error is at the first of
-    `blocks`; what is before is transferred. `delay`: in seconds, ``("fixed", t, 0)``,
+    place of processing, or after it if `executed`. `bad`: `blocks` fail with this sense key, ASC
+    and ASCQ, and what a command does before the first of them is done; where it both reads and
+    changes blocks, the first element says whether reads fail. `wear`: blocks in an erase unit, how
+    often one can be written, and spare ones; ValueError: `blocks` are more than MAX_WEAR_UNITS of
+    them. It is for writes. `delay`: in seconds, ``("fixed", t, 0)``,
     ``("uniform", least, most)``, ``("normal", mean, deviation)``, or ``("lognormal", median,
     deviation of the logarithm)``. `hang`: until `Worker.release`. `short`: the part of the data
     that is transferred. `corruption`: ``"flip"``, ``"torn"``, ``"lost"``, ``"misdirected"``.
@@ -381,6 +393,7 @@ class FaultRule:
         cls,
         *,
         opcodes: Sequence[int] = ...,
+        actions: Sequence[int] = ...,
         blocks: tuple[int, int] | None = None,
         port: Port | None = None,
         tag: int | None = None,
@@ -394,7 +407,8 @@ class FaultRule:
         answer: tuple[int, int] | None = None,
         sense: tuple[int, int] | None = None,
         executed: bool = False,
-        located: bool = False,
+        bad: tuple[bool, int, int] | None = None,
+        wear: tuple[int, int, int] | None = None,
         delay: tuple[str, float, float] | None = None,
         hang: bool = False,
         short: float | None = None,
@@ -495,7 +509,15 @@ class Nexus:
         still run: await `Worker.quiesce` where that matters."""
     def open(self, classes: int) -> None:
         """The fast way for these classes again, as soon as no command of this nexus is waiting
-        for Python's decision, so that nothing overtakes."""
+        for Python's decision, so that nothing overtakes; and while `lost`, none is opened."""
+    @property
+    def lost(self) -> bool:
+        """Whether it wrote to a cache that could not be flushed, and was not told: all its commands
+        come to Python, or the next flush that it asks for fails."""
+    def take_lost(self) -> bool:
+        """The same, for whoever tells it."""
+    def wrote(self) -> None:
+        """Something was written for it that is no command of its own; before that, and after."""
     @property
     def closed(self) -> int:
         """Classes closed right now."""
@@ -592,6 +614,7 @@ class Trace:
         *,
         units: Sequence[Lu] = ...,
         opcodes: Sequence[int] = ...,
+        actions: Sequence[int] = ...,
         errors: bool = False,
         min_nanoseconds: int = 0,
         data_bytes: int = 0,
@@ -786,8 +809,10 @@ class Worker:
         lu: Lu | None = None,
         nexus: Nexus | None = None,
         tag: int | None = None,
+        opcodes: Sequence[int] = ...,
     ) -> None:
-        """Counts matching commands in the task set now (after taking as above): "done", `value`."""
+        """Counts matching commands in the task set now (after taking as above): "done", `value`.
+        `opcodes`: only with one of these OPERATION CODEs, or any."""
     def release(self, lu: Lu, rule: FaultRule | None = None) -> None:
         """Commands of `lu` that `rule` makes hang go on. None: those that wait for its limits take
         their turn anew, after `Lu.set_limits`."""
@@ -863,6 +888,8 @@ class Notifier:
 KIND_CONTROL: Final = 0
 KIND_EVENT: Final = 1
 KIND_REQUEST: Final = 2
+MAX_WEAR_UNITS: Final = 1048576
+"""Erase units of one `FaultRule`."""
 
 @final
 class Queue:

@@ -191,10 +191,12 @@ class Runtime:
             ]
         return _total(calls, parked)
 
-    def query(self, *, port: Port, nexus: Nexus, tag: int | None = None) -> Awaitable[int]:
-        """How many matching commands are in the task set."""
+    def query(
+        self, *, port: Port, nexus: Nexus, tag: int | None = None, opcodes: bytes = b""
+    ) -> Awaitable[int]:
+        """How many matching commands are in the task set. `opcodes`: of these only, or of all."""
         calls = [
-            self._start(partial(worker.query, port=port, nexus=nexus, tag=tag))
+            self._start(partial(worker.query, port=port, nexus=nexus, tag=tag, opcodes=opcodes))
             for worker in self.workers
         ]
         return _total(calls)

@@ -294,6 +294,8 @@ class Service:
         del self._disk_of[disk.unit]
         disk.renew(backend, unit)
         self._disk_of[unit] = disk
+        if self._faults is not None:
+            self._faults.renewed(disk)
 
     def map_lun(self, hba: Hba, disk: Disk, address: Address) -> None:
         """Hot-plugs a disk that is served already at one more address. `OperationError`."""

@@ -185,6 +185,7 @@ impl Drop for Entered<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::HashMap;
     use std::thread;
     use std::time::Duration;
 
@@ -201,7 +202,7 @@ mod tests {
         Arc::new(Lu::new(
             Arc::new(WatchedEngine::new(memory)),
             policy(512, SIZE / 512),
-            RouteTable::new(&[0; 256], &[]).unwrap(),
+            RouteTable::new(&[0; 256], &HashMap::new(), &[]).unwrap(),
             0,
         ))
     }

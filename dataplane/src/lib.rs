@@ -3,6 +3,7 @@
 //! Python decides, this crate moves data. Everything but `py` builds and tests without an
 //! interpreter (`cargo test --no-default-features`).
 
+pub mod cache;
 pub mod clock;
 pub mod copy;
 pub mod engine;

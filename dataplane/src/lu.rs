@@ -1,9 +1,11 @@
 //! A logical unit as workers see it, and the nexuses that lead to it.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use crate::cache::{Cache, Written};
 use crate::engine::Engine;
 use crate::errors::ErrorCounts;
 use crate::fault::Rules;
@@ -11,6 +13,7 @@ use crate::gate::{self, Gate};
 use crate::limits::Limits;
 use crate::policy::LunPolicy;
 use crate::sbc;
+use crate::sbc::cdb::variable_action;
 use crate::stats::{Class, Stats};
 use crate::task_set::{Part, TaskSet};
 use crate::turn::Turn;
@@ -44,40 +47,67 @@ struct Row {
     reserved: u128,
 }
 
-/// By OPERATION CODE: the route, and which CDB bits may be set on the fast way.
-pub struct RouteTable([Row; 256]);
-
-impl RouteTable {
-    /// `usage` rows are CDB usage maps (SPC-6): a bit that is 0 there and 1 in a CDB sends
-    /// the command to Python, which refuses it with the right field pointer.
-    pub fn new(routes: &[u8; 256], usage: &[(u8, Vec<u8>)]) -> Option<Self> {
-        let mut rows = [Row {
-            route: Route::Python,
-            class: Class::Other,
-            reserved: 0,
-        }; 256];
-        for (row, value) in rows.iter_mut().zip(routes) {
-            row.route = Route::from_value(*value)?;
-            row.class = match row.route {
+impl Row {
+    /// `usage` is a CDB usage map (SPC-6): a bit that is 0 there and 1 in a CDB sends the command
+    /// to Python, which refuses it with the right field pointer.
+    fn new(route: u8, usage: &[u8]) -> Option<Self> {
+        let mut allowed = [0xff; HEAD];
+        let known = usage.len().min(HEAD);
+        allowed[..known].copy_from_slice(&usage[..known]);
+        allowed[0] = 0xff;
+        // What follows is looked at by nobody.
+        let rest = &usage[known..];
+        let route = Route::from_value(route).filter(|_| rest.iter().all(|&bits| bits == 0xff))?;
+        Some(Self {
+            route,
+            class: match route {
                 Route::Media(gate::CLASS_READ) => Class::Read,
                 Route::Media(gate::CLASS_WRITE) => Class::Write,
                 _ => Class::Other,
-            };
+            },
+            reserved: !u128::from_ne_bytes(allowed),
+        })
+    }
+}
+
+const HEAD: usize = 16;
+
+/// By OPERATION CODE, and SERVICE ACTION where the CDB is of variable length: the route, and which
+/// CDB bits may be set on the fast way.
+pub struct RouteTable {
+    rows: [Row; 256],
+    variable: Vec<(u16, Row)>,
+}
+
+impl RouteTable {
+    /// `usage`: by operation code. `variable`: service action, route and usage map of each
+    /// variable-length CDB; others take the row of their operation code.
+    pub fn new(
+        routes: &[u8; 256],
+        usage: &HashMap<u8, Vec<u8>>,
+        variable: &[(u16, u8, Vec<u8>)],
+    ) -> Option<Self> {
+        let mut rows = [Row::new(0, &[])?; 256];
+        for (opcode, (row, &route)) in (0..=u8::MAX).zip(rows.iter_mut().zip(routes)) {
+            *row = Row::new(route, usage.get(&opcode).map_or(&[], Vec::as_slice))?;
         }
-        for (opcode, map) in usage {
-            let mut allowed = [0xff; 16];
-            let known = map.len().min(16);
-            allowed[..known].copy_from_slice(&map[..known]);
-            allowed[0] = 0xff;
-            rows[usize::from(*opcode)].reserved = !u128::from_ne_bytes(allowed);
-        }
-        Some(Self(rows))
+        let variable = variable
+            .iter()
+            .map(|(action, route, usage)| Some((*action, Row::new(*route, usage)?)))
+            .collect::<Option<_>>()?;
+        Some(Self { rows, variable })
+    }
+
+    fn row(&self, cdb: &[u8]) -> &Row {
+        let variable = variable_action(cdb)
+            .and_then(|wanted| self.variable.iter().find(|(action, _)| *action == wanted));
+        variable.map_or(&self.rows[usize::from(cdb[0])], |(_, row)| row)
     }
 
     pub fn route(&self, cdb: &[u8]) -> Route {
-        let row = &self.0[usize::from(cdb[0])];
-        let mut head = [0; 16];
-        let known = cdb.len().min(16);
+        let row = self.row(cdb);
+        let mut head = [0; HEAD];
+        let known = cdb.len().min(HEAD);
         head[..known].copy_from_slice(&cdb[..known]);
         if u128::from_ne_bytes(head) & row.reserved != 0 {
             Route::Python
@@ -87,8 +117,8 @@ impl RouteTable {
     }
 
     /// What a command counts as in statistics.
-    pub fn class(&self, opcode: u8) -> Class {
-        self.0[usize::from(opcode)].class
+    pub fn class(&self, cdb: &[u8]) -> Class {
+        self.row(cdb).class
     }
 }
 
@@ -100,6 +130,7 @@ pub struct Lu {
     pub errors: ErrorCounts,
     pub faults: Rules,
     pub limits: Limits,
+    pub cache: Cache,
 }
 
 impl Lu {
@@ -125,6 +156,7 @@ impl Lu {
             errors: ErrorCounts::default(),
             faults: Rules::default(),
             limits: Limits::default(),
+            cache: Cache::default(),
         }
     }
 
@@ -141,6 +173,7 @@ pub struct Nexus {
     pub gate: Gate,
     pub part: Part,
     pub stats: Arc<Stats>,
+    pub written: Written,
 }
 
 impl Nexus {
@@ -150,7 +183,15 @@ impl Nexus {
             gate: Gate::default(),
             part: Part::default(),
             stats: Arc::default(),
+            written: Written::default(),
         }
+    }
+
+    /// A new nexus, which is told when what it wrote is lost.
+    pub fn connect(lu: Arc<Lu>) -> Arc<Self> {
+        let nexus = Arc::new(Self::new(lu));
+        nexus.lu.cache.join(Arc::downgrade(&nexus));
+        nexus
     }
 }
 
@@ -163,7 +204,7 @@ mod tests {
         let mut routes = [0; 256];
         routes[0x28] = 1;
         let map = vec![0x28, 0x18, 0xff, 0xff, 0xff, 0xff, 0, 0xff, 0xff, 0];
-        let table = RouteTable::new(&routes, &[(0x28, map)]).unwrap();
+        let table = RouteTable::new(&routes, &HashMap::from([(0x28, map)]), &[]).unwrap();
         let mut cdb = [0; 32];
         cdb[0] = 0x28;
         cdb[1] = 0x18;
@@ -175,5 +216,35 @@ mod tests {
         assert_eq!(table.route(&cdb), Route::Media(gate::CLASS_READ));
         cdb[0] = 0x12;
         assert_eq!(table.route(&cdb), Route::Python);
+    }
+
+    #[test]
+    fn variable_length_cdbs_are_routed_by_service_action() {
+        let mut usage = vec![0xff; 32];
+        usage[2..7].fill(0);
+        let usage = usage;
+        let actions = [(9, 1, usage.clone()), (0x10b, 2, usage.clone())];
+        let none = HashMap::new();
+        let table = RouteTable::new(&[0; 256], &none, &actions).unwrap();
+        let mut cdb = [0; 32];
+        cdb[0] = 0x7f;
+        for (action, route, class) in [
+            ([0, 9], Route::Media(gate::CLASS_READ), Class::Read),
+            ([1, 0x0b], Route::Media(gate::CLASS_WRITE), Class::Write),
+            ([0, 0x0b], Route::Python, Class::Other),
+            ([9, 0], Route::Python, Class::Other),
+        ] {
+            cdb[8..10].copy_from_slice(&action);
+            assert_eq!(table.route(&cdb), route, "{action:?}");
+            assert_eq!(table.class(&cdb), class, "{action:?}");
+        }
+        cdb[8..10].copy_from_slice(&[0, 9]);
+        cdb[6] = 1;
+        assert_eq!(table.route(&cdb), Route::Python);
+        assert_eq!(table.route(&cdb[..1]), Route::Python);
+
+        let mut late = usage;
+        late[20] = 0xfe;
+        assert!(RouteTable::new(&[0; 256], &none, &[(9, 1, late)]).is_none());
     }
 }

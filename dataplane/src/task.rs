@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use libc::iovec;
 
+use crate::cache::Use;
 use crate::engine::Io;
 use crate::fault::Planned;
 use crate::lu::Nexus;
@@ -104,6 +105,8 @@ pub struct Task {
     pub place: Place,
     /// Tells it from tasks that came after an abort ([`crate::task_set::Held`]).
     pub stamp: u64,
+    /// What it does to its unit's cache, while it runs.
+    pub cache: Use,
     /// On the medium, held until the task ends.
     pub turn: Option<Turn>,
     /// Counted in its nexus's gate as pending.
@@ -146,6 +149,7 @@ impl Task {
             iov: Vec::new(),
             place: Place::Outside,
             stamp: 0,
+            cache: Use::None,
             turn: None,
             pending: false,
             copied: 0,

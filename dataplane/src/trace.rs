@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use crate::lu::Lu;
 use crate::port::Port;
+use crate::sbc::cdb::variable_action;
 use crate::wire::CmdReq;
 
 /// A command as it ended.
@@ -43,6 +44,8 @@ pub struct Filter {
     pub units: Vec<Weak<Lu>>,
     /// Bit by OPERATION CODE.
     pub opcodes: [u64; 4],
+    /// SERVICE ACTIONs of variable-length CDBs, beside those.
+    pub actions: Vec<u16>,
     /// Those only that end with another response than OK or another status than GOOD.
     pub errors: bool,
     pub min_nanoseconds: u64,
@@ -55,9 +58,10 @@ impl Filter {
     }
 
     fn wants(&self, seen: &Seen<'_>) -> bool {
-        let opcode = seen.opcode;
-        let named = self.opcodes[usize::from(opcode >> 6)] & (1 << (opcode & 63)) != 0;
-        (named || self.opcodes == [0; 4])
+        let opcode = seen.cdb[0];
+        let named = self.opcodes[usize::from(opcode >> 6)] & (1 << (opcode & 63)) != 0
+            || variable_action(seen.cdb).is_some_and(|action| self.actions.contains(&action));
+        (named || (self.opcodes == [0; 4] && self.actions.is_empty()))
             && !(self.errors && seen.good)
             && seen.nanoseconds >= self.min_nanoseconds
             && (self.units.is_empty()
@@ -70,7 +74,7 @@ impl Filter {
 
 /// What a filter looks at.
 pub struct Seen<'a> {
-    pub opcode: u8,
+    pub cdb: &'a [u8],
     pub good: bool,
     pub nanoseconds: u64,
     pub unit: Option<&'a Arc<Lu>>,
@@ -214,7 +218,7 @@ mod tests {
     }
 
     const READ: Seen<'static> = Seen {
-        opcode: 0x28,
+        cdb: &[0x28],
         good: true,
         nanoseconds: 1000,
         unit: None,
@@ -281,13 +285,31 @@ mod tests {
         };
         assert!(filter.wants(&bad));
         assert!(filter.wants(&Seen {
-            opcode: 0xff,
+            cdb: &[0xff],
             ..bad
         }));
         assert!(!filter.wants(&Seen {
-            opcode: 0x2a,
+            cdb: &[0x2a],
             ..bad
         }));
+        let variable = |action| {
+            let mut cdb = [0; 32];
+            (cdb[0], cdb[9]) = (0x7f, action);
+            cdb
+        };
+        assert!(!filter.wants(&Seen {
+            cdb: &variable(9),
+            ..bad
+        }));
+        filter.actions = vec![9];
+        for (cdb, wanted) in [(variable(9), true), (variable(0x0b), false)] {
+            let seen = Seen { cdb: &cdb, ..bad };
+            assert_eq!(filter.wants(&seen), wanted);
+        }
+        filter.opcodes = [0; 4];
+        assert!(!filter.wants(&bad), "one action is not all");
+        filter.actions.clear();
+        filter.want_opcode(0x28);
         assert!(!filter.wants(&Seen {
             nanoseconds: 499,
             ..bad

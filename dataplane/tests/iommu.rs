@@ -127,7 +127,7 @@ impl Bench {
                 qerr: Qerr::Nothing,
                 restricted_reordering: false,
             },
-            RouteTable::new(&routes, &[]).unwrap(),
+            RouteTable::new(&routes, &HashMap::new(), &[]).unwrap(),
             0,
         ));
         let port = Arc::new(Port::default());

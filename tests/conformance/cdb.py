@@ -65,6 +65,12 @@ def write_16(lba: int, blocks: int, *, flags: int = 0) -> bytes:
     return struct.pack(">BBQIBB", 0x8A, flags, lba, blocks, 0, 0)
 
 
+def cdb_32(action: int, lba: int, blocks: int, *, flags: int = 0, tags: int = 0) -> bytes:
+    """A variable-length CDB of SBC with this service action."""
+    head = struct.pack(">BB4xBBH", 0x7F, 0, 0, 0x18, action)
+    return head + struct.pack(">BxQQI", flags, lba, tags, blocks)
+
+
 def verify_10(lba: int, blocks: int) -> bytes:
     return struct.pack(">BBIBHB", 0x2F, 0, lba, 0, blocks, 0)
 

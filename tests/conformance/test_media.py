@@ -156,6 +156,60 @@ def test_what_is_declared_is_reported(disk: Disk) -> None:
         assert reported[key] == length
 
 
+READ_32, VERIFY_32, WRITE_32, WRITE_AND_VERIFY_32, WRITE_SAME_32 = 9, 10, 11, 12, 13
+TAGS = 0x0123456789ABCDEF
+"""What a block's protection information is to say, if there were any."""
+
+
+@pytest.mark.parametrize("flags", [0, FUA])
+def test_32_byte_reads_and_writes(disk: Disk, flags: int) -> None:
+    data = pattern(3 * disk.block, seed=32)
+    expect_good(disk.run(cdb.cdb_32(WRITE_32, 40, 3, flags=flags, tags=TAGS), data_out=data))
+    assert disk.read(40, 3) == data
+    read = cdb.cdb_32(READ_32, 41, 2, flags=flags, tags=TAGS)
+    result = disk.run(read, data_in_length=2 * disk.block)
+    expect_good(result)
+    assert result.data == data[disk.block :]
+
+
+def test_32_byte_verifies(disk: Disk) -> None:
+    bytchk = 2
+    data = pattern(2 * disk.block, seed=33)
+    write = cdb.cdb_32(WRITE_AND_VERIFY_32, 50, 2, flags=bytchk)
+    expect_good(disk.run(write, data_out=data))
+    assert disk.read(50, 2) == data
+    expect_good(disk.run(cdb.cdb_32(VERIFY_32, 50, 2)))
+    verify = cdb.cdb_32(VERIFY_32, 50, 2, flags=bytchk)
+    expect_good(disk.run(verify, data_out=data))
+    expect_sense(disk.run(verify, data_out=bytes(len(data))), MISCOMPARE, 0x1D00)
+
+
+def test_32_byte_write_same(disk: Disk) -> None:
+    block, ndob = pattern(disk.block, seed=34), 1
+    expect_good(disk.run(cdb.cdb_32(WRITE_SAME_32, 60, 4), data_out=block))
+    assert disk.read(60, 4) == 4 * block
+    expect_good(disk.run(cdb.cdb_32(WRITE_SAME_32, 61, 2, flags=ndob)))
+    assert disk.read(60, 4) == block + bytes(2 * disk.block) + block
+
+
+def test_32_byte_commands_without_protection_information(disk: Disk) -> None:
+    """RDPROTECT, WRPROTECT and VRPROTECT are 0, or it is INVALID FIELD IN CDB."""
+    for action in (READ_32, VERIFY_32, WRITE_32, WRITE_AND_VERIFY_32, WRITE_SAME_32):
+        command = cdb.cdb_32(action, 0, 1, flags=0x20)
+        result = disk.run(command, data_out=b"" if action == READ_32 else bytes(disk.block))
+        expect_sense(result, ILLEGAL_REQUEST, 0x2400)
+        assert result.sense[15:18] == bytes([0xC8 | 5, 0, 10])
+
+
+def test_a_32_byte_command_in_a_shorter_field_is_refused(server: Server) -> None:
+    with attach(server, Options(cdb_size=31)) as guest:
+        disk = Disk(guest.device, 0, 0).ready()
+        cut = cdb.cdb_32(WRITE_32, 0, 1)[:31]
+        before = disk.read(0, 1)
+        expect_sense(disk.run(cut, data_out=pattern(512)), ILLEGAL_REQUEST, 0x2400)
+        assert disk.read(0, 1) == before
+
+
 def test_write_long_marks_a_block_bad_until_it_is_written(disk: Disk) -> None:
     wr_uncor = 0x40
     disk.write(50, pattern(4 * disk.block))

@@ -108,6 +108,12 @@ GOOD: tuple[tuple[str, str], ...] = (
     ("sg_write_x --same=1 --lba=0 --num=8 $sg", ""),
     ("sg_write_same --10 --lba=0 --num=64 $sg", ""),
     ("sg_write_same --16 --unmap --ndob --num=64 $sg", ""),
+    (
+        "sg_write_x --32 --normal --lba=256 --num=8 --in=page $sg "
+        "&& sg_dd if=$sg of=back bs=512 skip=256 count=8 && cmp page back",
+        "",
+    ),
+    ("sg_write_same --32 --ndob --lba=256 --num=8 $sg", ""),
     ("sg_unmap --lba=0 --num=64 --force $sg", ""),
     ("sg_get_lba_status --lba=0 $sg", "deallocated"),
     ("sg_write_long --lba=100 --wr_uncor $sg", ""),

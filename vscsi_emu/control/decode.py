@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from functools import cache
 
-from vscsi_emu.scsi.cdb import Cdb, CommandType, Feature
+from vscsi_emu.scsi.cdb import VARIABLE_LENGTH, Cdb, CommandType, Feature
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.table import CommandTable, command_table
 
 _GROUP_LENGTHS = (6, 10, 10, 0, 16, 12, 10, 10)
 """CDB lengths by the GROUP CODE, bits 7 to 5 of an operation code (SPC-4 4.2.5.1); 0: see there."""
-_VARIABLE_LENGTH = 0x7F
 
 
 @cache
@@ -27,11 +26,11 @@ def find(cdb: bytes) -> CommandType | None:
 
 
 def opcode(name: str) -> int | None:
-    """The OPERATION CODE of a command: READ(10), read10, or all that begin so, or a number."""
+    """The `CommandType.code` of a command: READ(10), read10; or a number, an OPERATION CODE."""
     wanted = _plain(name)
     for command in _table():
         if _plain(command.name) == wanted:
-            return command.opcode
+            return command.code
     try:
         number = int(name, 0)
     except ValueError:
@@ -40,12 +39,12 @@ def opcode(name: str) -> int | None:
 
 
 def opcodes(name: str) -> set[int]:
-    """As `opcode`, and of all sizes where the name has none: read is READ(6) to READ(16)."""
+    """As `opcode`, and of all sizes where the name has none: read is READ(6) to READ(32)."""
     one = opcode(name)
     if one is not None:
         return {one}
     wanted = _plain(name)
-    return {c.opcode for c in _table() if _plain(c.name.partition("(")[0]) == wanted}
+    return {c.code for c in _table() if _plain(c.name.partition("(")[0]) == wanted}
 
 
 def _plain(name: str) -> str:
@@ -57,7 +56,7 @@ def cdb_length(cdb: bytes) -> int:
     command = find(cdb)
     if command is not None:
         return command.length
-    if cdb[0] == _VARIABLE_LENGTH:
+    if cdb[0] == VARIABLE_LENGTH:
         return min(8 + cdb[7], len(cdb))
     return _GROUP_LENGTHS[cdb[0] >> 5] or 16
 

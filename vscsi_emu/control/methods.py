@@ -7,6 +7,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
+from contextlib import contextmanager
 from dataclasses import asdict, fields
 from importlib.metadata import version
 from types import MappingProxyType
@@ -35,12 +36,22 @@ from vscsi_emu.control.statistics import ServiceStatistics, collect, sources
 from vscsi_emu.control.trace import MAX_DATA, Tracing
 from vscsi_emu.disk import OperationError
 from vscsi_emu.faults import Fault, FaultError
+from vscsi_emu.faults.scsi_debug import (
+    FAIL_RESET,
+    MEDIUM_ERROR_COUNT,
+    MEDIUM_ERROR_START,
+    from_delay,
+    from_error,
+    from_opts,
+)
 from vscsi_emu.faults.vocabulary import Distribution, Function, KindName
 from vscsi_emu.hostile import Hostility
 from vscsi_emu.journal import Kind, TmfRecord
 from vscsi_emu.virtio.scsi import show_address
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vscsi_emu.control.context import Context
     from vscsi_emu.disk import Disk
     from vscsi_emu.faults.installed import Installed
@@ -340,6 +351,8 @@ async def fault_add(
     part: float | None = None,
     writes: int | None = None,
     spares: int | None = None,
+    unit: int | None = None,
+    dev_loss: float | None = None,
     function: Function | None = None,
 ) -> FaultState:
     """From now on commands of a unit go wrong; docs/faults.md has the kinds and what they take."""
@@ -352,14 +365,20 @@ _FAULT_FIELDS: Final = frozenset(field.name for field in fields(Fault))
 
 def _add_fault(context: Context, disk: Disk, wanted: dict[str, Any]) -> FaultState:
     try:
-        fault = Fault(**wanted)
-    except FaultError as error:
-        raise OperationError(str(error), error.parameter) from None
-    try:
-        port = None if fault.nexus is None else context.hba(fault.nexus)
+        port = None if wanted["nexus"] is None else context.hba(wanted["nexus"])
     except OperationError as error:
         raise OperationError(str(error), "nexus") from None
-    return _fault_state(context.service.faults.add(disk, fault, port))
+    with _sensible():
+        return _fault_state(context.service.faults.add(disk, Fault(**wanted), port))
+
+
+@contextmanager
+def _sensible() -> Iterator[None]:
+    """A fault that makes no sense is the caller's error."""
+    try:
+        yield
+    except FaultError as error:
+        raise OperationError(str(error), error.parameter) from None
 
 
 def _fault_state(installed: Installed) -> FaultState:
@@ -380,18 +399,26 @@ async def fault_scsi_debug(
     error: str | None = None,
     opts: int = 0,
     every_nth: int = 1,
+    medium_error_start: int = MEDIUM_ERROR_START,
+    medium_error_count: int = MEDIUM_ERROR_COUNT,
+    ndelay: int = 0,
+    random: bool = False,
+    fail_reset: bool = False,
 ) -> list[FaultState]:
-    """Faults as Linux's scsi_debug takes them: a line for the `error` file of a device, or its
-    parameters `opts` and `every_nth`."""
-    from vscsi_emu.faults import scsi_debug
-
-    disk = context.disk(lun, hba)
-    try:
-        wanted = [] if error is None else scsi_debug.from_error(error)
-        wanted += scsi_debug.from_opts(opts, every_nth)
-    except FaultError as problem:
-        raise OperationError(str(problem), problem.parameter) from None
-    return [_fault_state(context.service.faults.add(disk, fault)) for fault in wanted]
+    """Faults as Linux's scsi_debug takes them: a line for the `error` file of a device, which may
+    remove or replace an earlier one; its parameters; the `fail_reset` file of a target."""
+    disk, faults = context.disk(lun, hba), context.service.faults
+    with _sensible():
+        wanted = from_opts(opts, every_nth, (medium_error_start, medium_error_count))
+        wanted += from_delay(ndelay, random=random)
+        if fail_reset:
+            wanted.append(FAIL_RESET)
+        line = None if error is None else from_error(error)
+        for fault in [*wanted, *([line.fault] if line and line.fault else [])]:
+            faults.check(disk, fault)
+        added = [] if line is None else faults.follow(disk, line)
+    added += [faults.add(disk, fault) for fault in wanted]
+    return [_fault_state(installed) for installed in added]
 
 
 @method("fault.list")

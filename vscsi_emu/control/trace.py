@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final, Self
 from vscsi_emu import _dataplane
 from vscsi_emu.control.decode import describe_cdb, describe_sense
 from vscsi_emu.control.statistics import response_name, status_name
+from vscsi_emu.scsi.cdb import filter_of
 from vscsi_emu.virtio.scsi import decode_lun, show_address
 
 if TYPE_CHECKING:
@@ -98,15 +99,15 @@ class Tracing:
         capacity: int = CAPACITY,
         keep_newest: bool = False,
     ) -> None:
-        """What it is of: these units and operation codes (none: all); `errors`: commands that did
-        not end well; at least `min_latency` seconds. `keep_newest`: where there is no room for all
-        of them, old ones go."""
+        """What it is of: these units and commands, by `CommandType.code` (none: all); `errors`:
+        commands that did not end well; at least `min_latency` seconds. `keep_newest`: where there
+        is no room for all of them, old ones go."""
         self._names = {hba.port: hba.name for hba in service.hbas}
         self._epoch = time.time_ns() - time.monotonic_ns()
         self._trace = _dataplane.Trace(
             capacity,
             units=[unit.data_plane for unit in units],
-            opcodes=bytes(opcodes),
+            **filter_of(opcodes),
             errors=errors,
             min_nanoseconds=round(min_latency * 1e9),
             data_bytes=data_bytes,

@@ -12,7 +12,6 @@ import logging
 import time
 from collections.abc import (
     Awaitable,
-    Callable,
     Coroutine,
     Iterable,
     Iterator,
@@ -49,7 +48,7 @@ from vscsi_emu.virtio.scsi import (
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import Command, Control, GuestMemory, Port, Queue
-    from vscsi_emu.hba.outside import Iommu, Link
+    from vscsi_emu.hba.outside import Iommu, Link, Refusal
     from vscsi_emu.hba.queues import RingSetup
     from vscsi_emu.hostile import Hostility
     from vscsi_emu.runtime import Runtime
@@ -123,8 +122,8 @@ class Hba:
         """Of virtio structures; a transport sets it for a legacy big-endian guest."""
         self.hostility: Hostility | None = None
         """What queues that start from now on, and answers to their driver, do wrong."""
-        self.refuse_tmf: Callable[[Hba, LogicalUnit, int], int | None] | None = None
-        """Says how a task management function for a unit ends instead of being performed."""
+        self.refuse_tmf: Refusal | None = None
+        """Says how a task management function ends instead of being performed."""
         self.removals: list[Removal] = []
         """Those under way."""
         self._space = ConfigSpace(
@@ -399,8 +398,16 @@ class Hba:
         """Whether a target can be reached. Down, what is under way there ends with
         TRANSPORT_FAILURE, and what comes with BAD_TARGET; up again, an I_T nexus loss is
         reported."""
-        for nexus in self._map.set_link(number, up=up):
+        if up:
+            self.tell(self._map.restore(number), ResetReason.RESCAN)
+            return
+        for nexus in self._map.cut(number):
             self._spawn(self._cut(nexus))
+
+    def lose_units(self, number: int) -> None:
+        """The driver is told that the units of a target whose link is down are gone, as a fabric
+        tells after a while; when the link is up again, that they are back."""
+        self.tell(self._map.lose(number), ResetReason.REMOVED)
 
     async def _cut(self, nexus: Nexus) -> None:
         await self.runtime.abort(Response.TRANSPORT_FAILURE, port=self.port, nexus=nexus.data_plane)

@@ -48,8 +48,9 @@ class LunMap:
         self._number: Final = number
         self._port_group: Final = port_group
         self._targets: dict[int, Target] = {}
-        self._down: set[int] = set()
-        """Targets whose links are down."""
+        self._down: dict[int, bool] = {}
+        """Targets whose links are down, and whether the driver was told that their units are
+        gone."""
 
     def close(self) -> None:
         for target in self._targets.values():
@@ -121,19 +122,34 @@ class LunMap:
             target.detach(luns)
         self._publish()
 
-    def set_link(self, number: int, *, up: bool) -> Iterable[Nexus]:
-        """Whether a target can be reached. Up again, it reports an I_T nexus loss; down, these
-        have commands that are the caller's."""
-        if (number not in self._down) == up or number not in self._targets:
+    def cut(self, number: int) -> Iterable[Nexus]:
+        """The target cannot be reached any more; these have commands that are the caller's."""
+        if number not in self._targets or number in self._down:
             return ()
-        target = self._targets[number]
-        if up:
-            self._down.discard(number)
-            target.nexus_loss()
-        else:
-            self._down.add(number)
+        self._down[number] = False
         self._publish()
-        return () if up else target.nexuses.values()
+        return self._targets[number].nexuses.values()
+
+    def lose(self, number: int) -> list[Address]:
+        """Units of a target that cannot be reached, of which the driver is to be told now that they
+        are gone."""
+        if self._down.get(number) is not False:
+            return []
+        self._down[number] = True
+        return self._addresses(number)
+
+    def restore(self, number: int) -> list[Address]:
+        """The target can be reached again, and reports an I_T nexus loss; its units, if the driver
+        was told that they are gone."""
+        if number not in self._down:
+            return []
+        lost = self._down.pop(number)
+        self._targets[number].nexus_loss()
+        self._publish()
+        return self._addresses(number) if lost else []
+
+    def _addresses(self, number: int) -> list[Address]:
+        return [(number, lun) for lun in self._targets[number].luns]
 
     def nexus_loss(self) -> None:
         """For every target (SAM-6), once their commands are gone."""

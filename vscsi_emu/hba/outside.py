@@ -1,4 +1,4 @@
-"""What a transport is to an HBA."""
+"""What a transport, and a fault, are to an HBA."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import Queue
+    from vscsi_emu.hba.device import Hba
+    from vscsi_emu.scsi.nexus import Nexus
 
 
 class Link(Protocol):
@@ -30,3 +32,10 @@ class Iommu(Protocol):
 
     def denied(self, queue: Queue, iova: int, access: int) -> None:
         """`queue` asked for what the mapping of `iova` does not allow; it breaks next."""
+
+
+class Refusal(Protocol):
+    """See `Hba.refuse_tmf`."""
+
+    async def __call__(self, hba: Hba, nexus: Nexus, function: int, tag: int | None) -> int | None:
+        """`function`, for the command with `tag` if it is for one; None: it is to be performed."""

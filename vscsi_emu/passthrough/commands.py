@@ -8,7 +8,7 @@ from typing import Final
 
 from vscsi_emu.host import block_limits
 from vscsi_emu.passthrough.device import Answer
-from vscsi_emu.scsi.cdb import SERVICE_ACTION_OPCODES, CommandType, Field, Flag, bit, command
+from vscsi_emu.scsi.cdb import CommandType, Field, Flag, bit, command, service_action_field
 from vscsi_emu.scsi.passing import REPORT_LUNS
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import SenseKey
@@ -167,10 +167,7 @@ def _cdb(opcode: int, action: int | None) -> bytes:
     cdb = bytearray(16)
     cdb[0] = opcode
     if action is not None:
-        if opcode in SERVICE_ACTION_OPCODES:
-            cdb[1] = action & 0x1F
-        else:
-            cdb[8:10] = action.to_bytes(2)
+        service_action_field(opcode).insert(cdb, action)
     return bytes(cdb)
 
 

@@ -16,14 +16,13 @@ from vscsi_emu.passthrough.commands import (
     vital_product_data,
     write_protected,
 )
-from vscsi_emu.scsi.cdb import CommandType, Field, Flag, Route
+from vscsi_emu.scsi.cdb import VARIABLE_LENGTH, CommandType, Field, Flag, Route
 from vscsi_emu.scsi.commands.report import report_luns
 from vscsi_emu.scsi.passing import (
     INQUIRY,
     MAINTENANCE_IN,
     MULTIMEDIA,
     REPORT_LUNS,
-    VARIABLE_LENGTH,
     Level,
     Passing,
     passing,

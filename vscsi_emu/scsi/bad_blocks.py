@@ -25,8 +25,8 @@ log = logging.getLogger(__name__)
 MAX_MARKS: Final = 8192
 _SECTION: Final = "bad-blocks"
 
-WRITE_6, WRITE_SAME_10, WRITE_SAME_16 = 0x0A, 0x41, 0x93
-"""Operation codes of writes for which 0 blocks are not none."""
+_TO_THE_END: Final = frozenset({"WRITE SAME(10)", "WRITE SAME(16)", "WRITE SAME(32)"})
+"""Writes for which 0 blocks are all from the LBA on."""
 
 
 class BadBlocks:
@@ -89,10 +89,10 @@ def written_blocks(cdb: Cdb, capacity: int) -> tuple[int, int]:
     if "lba" not in cdb.command.fields:
         return 0, capacity
     lba, blocks = cdb["lba"], cdb["blocks"]
-    if not blocks:
-        blocks = {WRITE_6: 256, WRITE_SAME_10: capacity, WRITE_SAME_16: capacity}.get(
-            cdb.command.opcode, 0
-        )
+    if not blocks and cdb.command.name in _TO_THE_END:
+        blocks = capacity
+    elif not blocks and cdb.command.name == "WRITE(6)":
+        blocks = 256
     return lba, blocks
 
 

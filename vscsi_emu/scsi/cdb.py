@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypedDict
 
 from vscsi_emu.scsi.sense import ScsiError, invalid_field_in_cdb
 
@@ -21,11 +21,20 @@ if TYPE_CHECKING:
 Handler = Callable[["Request"], "bytes | Awaitable[bytes]"]
 """Answers a command with its data-in; raises `ScsiError`. Work that must wait is `async`."""
 
+VARIABLE_LENGTH: Final = 0x7F
+"""Operation code of CDBs with CONTROL in byte 1, ADDITIONAL CDB LENGTH, the bytes behind it, in
+byte 7, and SERVICE ACTION in bytes 8 and 9 (SPC-6)."""
+_ADDITIONAL_LENGTH: Final = 7
+
 SERVICE_ACTION_OPCODES: Final = frozenset(
-    {0x48, 0x5E, 0x5F, 0x83, 0x84, 0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB}
+    {0x48, 0x5E, 0x5F, VARIABLE_LENGTH, 0x83, 0x84, 0x9D, 0x9E, 0x9F, 0xA3, 0xA4, 0xA9, 0xAB}
 )
-"""Operation codes with a SERVICE ACTION in byte 1, bits 4 to 0 (SPC-6)."""
-SERVICE_ACTION_MASK: Final = 0x1F
+"""Operation codes with a SERVICE ACTION (SPC-6)."""
+
+
+def service_action_field(opcode: int) -> Field:
+    """SERVICE ACTION of CDBs that have one: byte 1, bits 4 to 0, but for variable-length CDBs."""
+    return Field(8, 2) if opcode == VARIABLE_LENGTH else Field(1, high=4)
 
 
 class Route(enum.IntEnum):
@@ -114,6 +123,12 @@ class Field:
         value = int.from_bytes(cdb[self.byte : self.byte + self.size])
         return (value & int.from_bytes(self.mask)) >> self.low
 
+    def insert(self, cdb: bytearray, value: int) -> None:
+        """Sets bits that are 0 so that the field has this value, cut to what it can hold."""
+        bits = value << self.low & int.from_bytes(self.mask)
+        for offset, byte in enumerate(bits.to_bytes(self.size), self.byte):
+            cdb[offset] |= byte
+
 
 def bit(byte: int, number: int, needs: Feature = Feature.NONE) -> Field:
     """A one-bit field."""
@@ -122,10 +137,26 @@ def bit(byte: int, number: int, needs: Feature = Feature.NONE) -> Field:
 
 NACA: Final = 0x04
 """Of the CONTROL byte (SAM-6)."""
-VARIABLE_LENGTH: Final = 0x7F
 
 OBSOLETE_LUN: Final = Field(1, high=7, low=5, ignored=True)
 """SCSI-2's LOGICAL UNIT NUMBER: EDK II (OVMF) still fills it in when it looks for disks."""
+
+
+class Filter(TypedDict):
+    """Commands as rules and traces of the data plane take them."""
+
+    opcodes: bytes
+    actions: list[int]
+    """SERVICE ACTIONs of variable-length CDBs."""
+
+
+def filter_of(codes: Iterable[int]) -> Filter:
+    """Commands by their `CommandType.code`, or all that have an operation code."""
+    ordered = sorted(codes)
+    return {
+        "opcodes": bytes(code for code in ordered if code <= 0xFF),
+        "actions": [code & 0xFFFF for code in ordered if code > 0xFF],
+    }
 
 
 class Cdb:
@@ -182,30 +213,57 @@ class CommandType:
     def usage_map(self) -> bytes:
         """CDB USAGE DATA (SPC-6)."""
         usage = self._bits(field for field in self.fields.values() if not field.ignored)
-        usage[0] = self.opcode
-        if self.service_action is not None:
-            usage[1] |= self.service_action
-        return bytes(usage)
+        return self.named(bytes(usage))
 
     @cached_property
     def accepted(self) -> bytes:
         """By bit, what may be set in a CDB: all that is in no field is reserved."""
-        accepted = self._bits(self.fields.values())
-        accepted[0] = 0xFF
-        if self.service_action is not None:
-            accepted[1] |= SERVICE_ACTION_MASK
-        return bytes(accepted)
+        return self._any_name(self.fields.values())
 
     @cached_property
     def fast(self) -> bytes:
         """As `accepted`, for the data plane: all else comes to Python."""
-        fast = self._bits(field for field in self.fields.values() if not field.slow)
-        fast[0] = 0xFF
-        return bytes(fast)
+        return self._any_name(field for field in self.fields.values() if not field.slow)
+
+    @property
+    def code(self) -> int:
+        """What filters know it by: OPERATION CODE, but 7F0000h plus SERVICE ACTION where the CDB
+        is of variable length."""
+        if self.opcode != VARIABLE_LENGTH or self.service_action is None:
+            return self.opcode
+        return VARIABLE_LENGTH << 16 | self.service_action
+
+    @property
+    def control_byte(self) -> int:
+        """Where CONTROL is."""
+        return 1 if self.opcode == VARIABLE_LENGTH else self.length - 1
+
+    def named(self, fields: bytes) -> bytes:
+        """A CDB with these fields: OPERATION CODE, SERVICE ACTION and its own length put in."""
+        cdb = bytearray(fields)
+        cdb[0] = self.opcode
+        if self.service_action is not None:
+            service_action_field(self.opcode).insert(cdb, self.service_action)
+        if self.opcode == VARIABLE_LENGTH:
+            cdb[_ADDITIONAL_LENGTH] = self._additional_length
+        return bytes(cdb)
+
+    @property
+    def _additional_length(self) -> int:
+        return self.length - _ADDITIONAL_LENGTH - 1
+
+    def _any_name(self, fields: Iterable[Field]) -> bytes:
+        """The bits of these fields, and all that OPERATION CODE and SERVICE ACTION have."""
+        named = bytearray(self.named(bytes(self._bits(fields))))
+        named[0] = 0xFF
+        if self.service_action is not None:
+            action = service_action_field(self.opcode)
+            action.insert(named, (1 << 8 * action.size) - 1)
+        return bytes(named)
 
     def _bits(self, fields: Iterable[Field]) -> bytearray:
         bits = bytearray(self.length)
-        bits[1 if self.opcode == VARIABLE_LENGTH else -1] = self.control
+        bits[self.control_byte] = self.control
         for field in fields:
             for offset, mask in enumerate(field.mask, field.byte):
                 bits[offset] |= mask
@@ -220,6 +278,8 @@ class CommandType:
         for offset, accepted in enumerate(self.accepted):
             if wrong := raw[offset] & ~accepted:
                 raise invalid_field_in_cdb(offset, wrong.bit_length() - 1)
+        if self.opcode == VARIABLE_LENGTH and raw[_ADDITIONAL_LENGTH] != self._additional_length:
+            raise invalid_field_in_cdb(_ADDITIONAL_LENGTH)
         return Cdb(self, raw)
 
 
@@ -266,8 +326,9 @@ def media_command(
 
     `handler` decides those that come to Python: it answers, or hands them to the data plane.
 
-    One with a service action has that route: the data plane routes by operation code. Whatever is
-    routed as a read may be read under a write exclusive reservation.
+    One with a service action has that route, but of variable-length CDBs: the data plane routes
+    those by it, all others by operation code. Whatever is routed as a read may be read under a
+    write exclusive reservation.
     """
     return CommandType(
         name,

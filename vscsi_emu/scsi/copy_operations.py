@@ -7,9 +7,10 @@ import enum
 import struct
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from vscsi_emu.scsi.copy_run import CopyRun
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
 from vscsi_emu.scsi.status import Status
 
@@ -31,6 +32,8 @@ class State(enum.IntEnum):
     """Fewer blocks than asked for, as the token stands for no more."""
     IN_FOREGROUND = 0x11
     IN_BACKGROUND = 0x12
+    TERMINATED = 0x60
+    """By COPY OPERATION ABORT, or what has its effect."""
 
 
 @dataclass(slots=True)
@@ -42,6 +45,7 @@ class Operation:
     transferred: Callable[[], int] = lambda: 0
     error: ScsiError | None = None
     token: bytes | None = None
+    run: CopyRun = field(default_factory=CopyRun)
 
     @property
     def running(self) -> bool:
@@ -50,6 +54,7 @@ class Operation:
     def end(self, state: State, error: ScsiError | None = None) -> None:
         count = self.transferred()
         self.state, self.error, self.transferred = state, error, lambda: count
+        self.run.end()
 
     def report(self, *, descriptor: bool) -> bytes:
         """Parameter data without AVAILABLE DATA. `descriptor`: the format of sense data."""
@@ -90,6 +95,10 @@ class CopyOperations:
 
     def find(self, list_id: int) -> Operation | None:
         return self._operations.get(list_id)
+
+    def running(self) -> dict[int, CopyRun]:
+        """Those that are not over, by list identifier."""
+        return {key: each.run for key, each in self._operations.items() if each.running}
 
     def forget(self) -> None:
         """Reset or nexus loss: results of what is over are gone."""

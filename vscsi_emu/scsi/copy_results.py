@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final
 
+from vscsi_emu.scsi.copy_run import CopyRun
 from vscsi_emu.scsi.sense import ScsiError
 
 HOLD_SECONDS: Final = 5.0
@@ -22,6 +23,7 @@ class CopyResult:
     error: ScsiError | None = None
     """Why it failed."""
     ended: float | None = None
+    run: CopyRun = field(default_factory=CopyRun)
 
 
 class CopyResults:
@@ -31,10 +33,9 @@ class CopyResults:
         self._results: dict[int, CopyResult] = {}
         self._failures: dict[int, ScsiError] = {}
 
-    def running(self, list_id: int) -> bool:
-        """Whether a copy with this identifier is not over yet."""
-        result = self._results.get(list_id)
-        return result is not None and result.ended is None
+    def running(self) -> dict[int, CopyRun]:
+        """Those that are not over, by list identifier."""
+        return {key: each.run for key, each in self._results.items() if each.ended is None}
 
     def start(self, list_id: int) -> CopyResult:
         self._failures.pop(list_id, None)
@@ -44,6 +45,7 @@ class CopyResults:
     def end(self, list_id: int, *, error: ScsiError | None, hold: bool) -> None:
         result = self._results[list_id]
         result.error, result.ended = error, time.monotonic()
+        result.run.end()
         if error is not None:
             self._failures[list_id] = error
         elif not hold:
@@ -54,7 +56,7 @@ class CopyResults:
         of it, or it still runs."""
         if (error := self._failures.pop(list_id, None)) is not None:
             return error
-        if self.running(list_id):
+        if list_id in self.running():
             raise KeyError(list_id)
         return self._results[list_id].error
 

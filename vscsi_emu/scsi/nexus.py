@@ -16,6 +16,7 @@ from vscsi_emu.scsi.status import Status
 
 if TYPE_CHECKING:
     from vscsi_emu.scsi.cdb import Flag
+    from vscsi_emu.scsi.copy_run import CopyRun
     from vscsi_emu.scsi.unit import LogicalUnit
 
 _RESETS: Final = (
@@ -138,8 +139,21 @@ class Nexus:
             error = ScsiError(SenseKey.UNIT_ATTENTION, code, information=information)
         elif self._deferred is not None:
             error, self._deferred = self._deferred, None
+        elif self.data_plane.take_lost():
+            error = ScsiError(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR, deferred=True)
         self.update_gate()
         return error
+
+    def running_copies(self) -> dict[int, CopyRun]:
+        """By list identifier: 32 bits, of which 8-bit ones are the lower (SPC-4 5.17.4.2)."""
+        return {**self.copies.running(), **self.operations.running()}
+
+    def abort_copies(self) -> list[CopyRun]:
+        """As COPY OPERATION ABORT does; those that are still to end."""
+        runs = list(self.running_copies().values())
+        for run in runs:
+            run.abort()
+        return runs
 
     def forget_copies(self) -> None:
         """Reset or nexus loss: nobody can ask any more what became of copies that are over."""
@@ -169,7 +183,15 @@ class Nexus:
         """Media commands come to Python while there is something to report, while the unit or the
         way to it is not ready, and those of the classes that a reservation excludes."""
         ready = self.unit.fast and self.access_state.active
-        if self._pending or self._deferred or self._unsettled or self._observed or not ready:
+        lost = self.data_plane.lost
+        if (
+            self._pending
+            or self._deferred
+            or lost
+            or self._unsettled
+            or self._observed
+            or not ready
+        ):
             closed = _dataplane.CLASS_ALL
         else:
             closed = self.unit.reservations.closed_classes(self)

@@ -1,4 +1,5 @@
-"""Which commands pass to a device of the host: the one table of the pass-through filter.
+"""Which commands pass to a device of the host: the one table of the pass-through filter, and of
+how long commands may take, which our own disks report.
 
 By peripheral device type, since types give one operation code different meanings. What is not
 here passes at `Level.ALL` only.
@@ -12,8 +13,8 @@ from enum import IntEnum
 from types import MappingProxyType
 from typing import Final
 
-VARIABLE_LENGTH: Final = 0x7F
-"""Operation code of CDBs whose service action is in bytes 8 and 9 (SPC-6 4.2.3)."""
+from vscsi_emu.scsi.cdb import VARIABLE_LENGTH, service_action_field
+
 MAINTENANCE_IN: Final = 0xA3
 INQUIRY: Final = 0x12
 REPORT_LUNS: Final = 0xA0
@@ -22,10 +23,14 @@ MULTIMEDIA: Final = 0x05
 """Peripheral device type of CD/DVD devices."""
 
 _MINUTE: Final = 60
+"""Of what comes to an end by itself: Linux's sd gives a read or write 30 s, and a disk may be
+spinning up or in error recovery."""
 _LONG: Final = 15 * _MINUTE
-"""Of what a device may have to move or to flush first."""
+"""Of what a device may have to move or to flush first: 100 GB of cache at 100 MB/s."""
 _HOURS: Final = 14400
-"""Of what goes over the whole medium."""
+"""Of what one CDB may have go over much of the medium: 2 TB at 150 MB/s."""
+_DAY: Final = 86400
+"""Of what always goes over the whole medium: 24 TB at 280 MB/s."""
 
 
 class Level(IntEnum):
@@ -60,9 +65,7 @@ class Passing:
 
 
 def _action(cdb: bytes) -> int:
-    if cdb[0] == VARIABLE_LENGTH:
-        return int.from_bytes(cdb[8:10])
-    return cdb[1] & 0x1F
+    return service_action_field(cdb[0]).extract(cdb)
 
 
 def _of(*values: int) -> frozenset[int]:
@@ -102,6 +105,7 @@ _PRIMARY: Final = (
     Passing(0x5A, _RO, length=_LENGTH_10),  # MODE SENSE(10)
     Passing(0x5E, _RO, length=_LENGTH_10),  # PERSISTENT RESERVE IN
     Passing(0x5F, _SAFE, length=(5, 4)),  # PERSISTENT RESERVE OUT
+    Passing(0x83, Level.ALL, timeout=_HOURS, length=_LENGTH_16),  # EXTENDED COPY, WRITE USING TOKEN
     Passing(0x84, _RO, length=_LENGTH_16),  # RECEIVE COPY RESULTS
     Passing(0x8C, _RO, length=_LENGTH_16),  # READ ATTRIBUTE
     Passing(0x8D, _SAFE, length=_LENGTH_16),  # WRITE ATTRIBUTE
@@ -114,6 +118,7 @@ _PRIMARY: Final = (
 
 # SBC-5.
 _BLOCK: Final = (
+    Passing(0x04, Level.ALL, timeout=_DAY),  # FORMAT UNIT
     Passing(0x08, _RO, blocks=True),  # READ(6)
     Passing(0x0A, _SAFE, blocks=True),  # WRITE(6)
     Passing(0x07, _SAFE, timeout=_LONG),  # REASSIGN BLOCKS
@@ -130,6 +135,7 @@ _BLOCK: Final = (
     Passing(0x3F, _SAFE, length=_LENGTH_10),  # WRITE LONG(10)
     Passing(0x41, _SAFE, timeout=_HOURS, blocks=True),  # WRITE SAME(10)
     Passing(0x42, _SAFE, timeout=_LONG, blocks=True),  # UNMAP
+    Passing(0x48, Level.ALL, timeout=_DAY, length=_LENGTH_10),  # SANITIZE
     Passing(0x88, _RO, blocks=True),  # READ(16)
     Passing(0x89, _SAFE, blocks=True),  # COMPARE AND WRITE
     Passing(0x8A, _SAFE, blocks=True),  # WRITE(16)
@@ -148,10 +154,13 @@ _BLOCK: Final = (
     Passing(0xAE, _SAFE, blocks=True),  # WRITE AND VERIFY(12)
     Passing(0xAF, _RO, timeout=_HOURS, blocks=True),  # VERIFY(12)
     Passing(0xB7, _RO, length=_LENGTH_12),  # READ DEFECT DATA(12)
-    # READ(32), VERIFY(32)
-    Passing(VARIABLE_LENGTH, _RO, timeout=_LONG, actions=_of(0x09, 0x0A)),
-    # WRITE(32), WRITE AND VERIFY(32), WRITE SAME(32), ORWRITE(32), WRITE ATOMIC(32)
-    Passing(VARIABLE_LENGTH, _SAFE, timeout=_LONG, actions=_of(0x0B, 0x0C, 0x0D, 0x0E, 0x0F)),
+    Passing(VARIABLE_LENGTH, _RO, blocks=True, actions=_of(0x09)),  # READ(32)
+    # VERIFY(32)
+    Passing(VARIABLE_LENGTH, _RO, timeout=_HOURS, blocks=True, actions=_of(0x0A)),
+    # WRITE(32), WRITE AND VERIFY(32), ORWRITE(32), WRITE ATOMIC(32)
+    Passing(VARIABLE_LENGTH, _SAFE, blocks=True, actions=_of(0x0B, 0x0C, 0x0E, 0x0F)),
+    # WRITE SAME(32)
+    Passing(VARIABLE_LENGTH, _SAFE, timeout=_HOURS, blocks=True, actions=_of(0x0D)),
 )
 
 # ZBC-2: zones of a disk that is recorded in one go.
@@ -262,6 +271,12 @@ def passing(device_type: int) -> Mapping[int, tuple[Passing, ...]]:
     own = _BY_TYPE.get(device_type, ())
     taken = {row.opcode for row in own}
     return _grouped([*own, *(row for row in _PRIMARY if row.opcode not in taken)])
+
+
+def timeout(device_type: int, cdb: bytes) -> int:
+    """Seconds after which a command may be given up, for a PERIPHERAL DEVICE TYPE."""
+    rows = passing(device_type).get(cdb[0], ())
+    return next((row.timeout for row in rows if row.covers(cdb)), _MINUTE)
 
 
 def rules(device_type: int) -> dict[int, tuple[int, bool, int, int]]:

@@ -120,7 +120,11 @@ class Reservations:
             nexus.prevents_removal = False
             nexus.data_plane.clear_aca()
         # The sender's own include this one; they have been waited for.
-        await abort_others(nexus for nexus in preempted if nexus is not by)
+        others = [nexus for nexus in preempted if nexus is not by]
+        copies = [run for nexus in others for run in nexus.abort_copies()]
+        await abort_others(others)
+        for run in copies:
+            await run.over()
 
     def _check_aca(self, outcome: Outcome, by: Nexus) -> None:
         """Of other nexuses' commands the data plane lets PREEMPT AND ABORT through only, and that

@@ -8,11 +8,12 @@ from importlib.metadata import entry_points
 from typing import Final
 
 from vscsi_emu.scsi.cdb import (
-    SERVICE_ACTION_MASK,
     SERVICE_ACTION_OPCODES,
+    VARIABLE_LENGTH,
     CommandType,
     Feature,
     Flag,
+    service_action_field,
 )
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey, invalid_field_in_cdb
 
@@ -46,7 +47,8 @@ class CommandTable:
             raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.INVALID_COMMAND_OPERATION_CODE, field=0)
         found = self._commands.get((opcode, _service_action(cdb)))
         if found is None:
-            raise invalid_field_in_cdb(1, SERVICE_ACTION_MASK.bit_length() - 1)
+            action = service_action_field(opcode)
+            raise invalid_field_in_cdb(action.byte, action.high)
         return found
 
     @property
@@ -54,19 +56,34 @@ class CommandTable:
         """256 ``ROUTE_*`` values by operation code."""
         routes = bytearray(256)
         for entry in self._commands.values():
-            routes[entry.opcode] = entry.route
+            if entry.opcode != VARIABLE_LENGTH:
+                routes[entry.opcode] = entry.route
         return bytes(routes)
 
     @property
     def usage_maps(self) -> dict[int, bytes]:
         """What the data plane accepts in the CDBs that it executes, by operation code."""
-        return {c.opcode: c.fast for c in self._commands.values() if c.route}
+        return {
+            c.opcode: c.fast
+            for c in self._commands.values()
+            if c.route and c.opcode != VARIABLE_LENGTH
+        }
+
+    @property
+    def variable_length(self) -> list[tuple[int, int, bytes]]:
+        """The same of variable-length CDBs: service action, route and what the data plane
+        accepts."""
+        return [
+            (action, entry.route, entry.fast)
+            for (opcode, action), entry in self._commands.items()
+            if opcode == VARIABLE_LENGTH and action is not None
+        ]
 
 
 def _service_action(cdb: bytes) -> int | None:
     if not cdb or cdb[0] not in SERVICE_ACTION_OPCODES:
         return None
-    return cdb[1] & SERVICE_ACTION_MASK if len(cdb) > 1 else 0
+    return service_action_field(cdb[0]).extract(cdb)
 
 
 # ── Commands from outside ──────────────────────────────────────────────────────────────────────

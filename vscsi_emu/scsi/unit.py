@@ -166,6 +166,7 @@ class LogicalUnit:
             self._policy(),
             self.commands.routes,
             self.commands.usage_maps,
+            self.commands.variable_length,
             queue_depth=queue_depth,
         )
         self.bad_blocks: Final = BadBlocks(unit, store)
@@ -302,13 +303,29 @@ class LogicalUnit:
 
     def connect(self, name: NexusId, port_group: int) -> Nexus:
         """A new nexus, with POWER ON OCCURRED pending."""
-        nexus = Nexus(self, name, port_group)
+        multiport, nexus = self.multiport, Nexus(self, name, port_group)
         self.nexuses.append(nexus)
+        self._ports_changed(multiport)
         return nexus
 
     def disconnect(self, nexus: Nexus) -> None:
+        multiport = self.multiport
         self.nexuses.remove(nexus)
+        self._ports_changed(multiport)
         nexus.lost()
+
+    @property
+    def multiport(self) -> bool:
+        """MULTIP: several target ports lead here."""
+        return len({nexus.id.relative_port for nexus in self.nexuses}) > 1
+
+    def _ports_changed(self, multiport: bool) -> None:
+        if multiport is self.multiport:
+            return
+        for nexus in self.nexuses:
+            # After power on an initiator asks anyway.
+            if Asc.POWER_ON_OCCURRED not in nexus.pending:
+                nexus.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
 
     def establish(self, code: Asc, *, but: Nexus | None = None) -> None:
         """A unit attention condition for every nexus, or for all but one."""
@@ -352,6 +369,7 @@ class LogicalUnit:
         self.readiness.reset()
         for nexus in self.nexuses:
             nexus.prevents_removal = False
+            nexus.abort_copies()  # SPC-4 5.17.5
             nexus.forget_copies()
             nexus.data_plane.clear_aca()
         self.priorities.clear()
@@ -412,7 +430,7 @@ class LogicalUnit:
         self._publish()
         self.provisioning.update()
         self.establish(Asc.MODE_PARAMETERS_CHANGED, but=by)
-        return self.settle() if _must_settle(before, self.data_plane.policy) else None
+        return self.settle(by=by) if _must_settle(before, self.data_plane.policy) else None
 
     def enter(self, condition: PowerCondition) -> None:
         """A power condition; while stopped, media commands end with NOT READY."""
@@ -493,10 +511,10 @@ class LogicalUnit:
                 raise ScsiError(SenseKey.HARDWARE_ERROR, Asc.INTERNAL_TARGET_FAILURE) from error
         self.failure = failure
 
-    async def settle(self) -> None:
-        """Waits for running commands, then makes what they wrote durable."""
+    async def settle(self, *, by: Nexus | None = None) -> None:
+        """Waits for running commands, then makes what they wrote durable, as `flush`."""
         await self.quiesce()
-        await self.flush()
+        await self.flush(by=by)
 
     async def quiesce(self) -> None:
         """Waits for what reads or writes the medium now, for whatever nexus."""
@@ -504,11 +522,16 @@ class LogicalUnit:
         if self._copies:
             await asyncio.wait(self._copies)
 
-    async def copy(self, work: _dataplane.Copy, source: LogicalUnit | None = None) -> None:
-        """Runs a copy to here, from `source` or zeros. `ScsiError`; `SourceChangedError`."""
+    async def copy(
+        self, work: _dataplane.Copy, source: LogicalUnit | None = None, *, by: Nexus
+    ) -> None:
+        """Runs a copy to here, from `source` or zeros, for a nexus of this unit. `ScsiError`;
+        `SourceChangedError`."""
         for _, offset, length in work.runs:
             await self.bad_blocks.forget(offset // self.block_size, length // self.block_size)
+        by.data_plane.wrote()
         running = asyncio.ensure_future(asyncio.to_thread(work.run))
+        running.add_done_callback(lambda _: by.data_plane.wrote())
         for unit in {self, source or self}:
             unit._copies.add(running)
             running.add_done_callback(unit._copies.discard)
@@ -521,9 +544,13 @@ class LogicalUnit:
         except OSError as error:
             raise write_failed(error) from error
 
-    async def flush(self) -> None:
-        """Makes what was written durable; `ScsiError` where that fails."""
+    async def flush(self, *, by: Nexus | None = None) -> None:
+        """Makes what was written durable; `ScsiError` where that fails. All nexuses that lose
+        something then report a deferred error, but `by`, whose command ends with this one."""
+        flush = self.data_plane.flush_begins()
         try:
             await self._flush()
         except OSError as error:
+            self.data_plane.flush_ended(flush, good=False, by=by.data_plane if by else None)
             raise write_failed(error) from error
+        self.data_plane.flush_ended(flush, good=True)

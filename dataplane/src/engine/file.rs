@@ -8,7 +8,7 @@ use io_uring::{opcode, squeue, types};
 use libc::iovec;
 
 use super::probe::{self, check, extent, fallocate, punch_hole, Alignment, PUNCH_HOLE, ZERO_RANGE};
-use super::{AlignedBuffer, Cursor, Engine, Io, IoKind, Partial, CHUNK};
+use super::{AlignedBuffer, Cursor, Engine, Io, IoKind, NotFlushed, Partial, CHUNK};
 
 /// Entries that one readv or writev takes (UIO_MAXIOV).
 const IOV_MAX: usize = 1024;
@@ -406,7 +406,7 @@ impl Engine for FileEngine {
         match io.kind {
             IoKind::Read => {
                 if io.durable {
-                    self.sync()?;
+                    self.sync().map_err(|_| io::Error::other(NotFlushed))?;
                 }
                 self.transfer(io, iov)?;
             }

@@ -86,6 +86,27 @@ impl Io {
         }
     }
 
+    /// Whether this error of it may be the only news that writes in a volatile cache are lost.
+    /// Of changes that are to be durable too: the file system reports what went wrong before with
+    /// whatever reaches the medium next.
+    pub fn loses_cache(&self, error: &io::Error) -> bool {
+        let (_, error) = Partial::split(error);
+        if error
+            .get_ref()
+            .is_some_and(|inner| inner.is::<NotFlushed>())
+        {
+            return true;
+        }
+        let code = error.raw_os_error();
+        match self.kind {
+            IoKind::Flush => !matches!(code, Some(libc::EAGAIN | libc::ENOMEM | libc::EINTR)),
+            IoKind::Write | IoKind::Discard | IoKind::Zero => {
+                self.durable && matches!(code, Some(libc::EIO | libc::ENODATA | libc::EUCLEAN))
+            }
+            _ => false,
+        }
+    }
+
     /// Refuses what an engine of this size must not touch. Callers check before, with better
     /// errors; here a slip would corrupt memory or grow a file.
     fn check(&self, size: u64, iov: &[iovec]) -> io::Result<()> {
@@ -99,6 +120,18 @@ impl Io {
         Ok(())
     }
 }
+
+/// What a read has to make durable first could not be.
+#[derive(Debug)]
+pub struct NotFlushed;
+
+impl std::fmt::Display for NotFlushed {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.write_str("what was written before cannot be made durable")
+    }
+}
+
+impl std::error::Error for NotFlushed {}
 
 pub trait Engine: Send + Sync {
     /// Capacity in bytes.

@@ -3,12 +3,12 @@
 use super::limits::Limits;
 use super::node::Direction;
 use super::Rule;
-use crate::sbc::cdb::{Cdb, Command, INVALID_FIELD_IN_CDB, INVALID_OPCODE};
+use crate::sbc::cdb::opcode::VARIABLE_LENGTH_CMD;
+use crate::sbc::cdb::{
+    variable_len, Cdb, Command, ADDITIONAL_CDB_LENGTH, INVALID_FIELD_IN_CDB, INVALID_OPCODE,
+};
 use crate::sense::SenseInfo;
 
-const VARIABLE_LENGTH: u8 = 0x7f;
-/// Where a variable-length CDB has its ADDITIONAL CDB LENGTH (SPC-6 4.2.3).
-const ADDITIONAL_CDB_LENGTH: u8 = 7;
 /// Bytes of protection information that follow a block's data (SBC-5 4.21).
 const PROTECTION_LEN: u64 = 8;
 
@@ -16,10 +16,7 @@ const PROTECTION_LEN: u64 = 8;
 pub fn exact(limits: &Limits, cdb: &[u8]) -> Result<Vec<u8>, SenseInfo> {
     let opcode = cdb.first().copied().unwrap_or_default();
     let len = match opcode >> 5 {
-        _ if opcode == VARIABLE_LENGTH => {
-            let at = usize::from(ADDITIONAL_CDB_LENGTH);
-            at + 1 + usize::from(cdb.get(at).copied().unwrap_or_default())
-        }
+        _ if opcode == VARIABLE_LENGTH_CMD => variable_len(cdb),
         0 => 6,
         4 => 16,
         5 => 12,
@@ -32,7 +29,7 @@ pub fn exact(limits: &Limits, cdb: &[u8]) -> Result<Vec<u8>, SenseInfo> {
     };
     match cdb.get(..len) {
         Some(cdb) if len <= limits.max_cdb as usize => Ok(cdb.to_vec()),
-        _ if opcode == VARIABLE_LENGTH => {
+        _ if opcode == VARIABLE_LENGTH_CMD => {
             Err(INVALID_FIELD_IN_CDB.cdb_field(ADDITIONAL_CDB_LENGTH.into(), None))
         }
         _ => Err(INVALID_OPCODE.cdb_field(0, None)),

@@ -12,6 +12,7 @@ use super::inbox::Inbox;
 use super::passthrough::Passthrough;
 use super::space::Space;
 use super::stats::{self, Statistics};
+use crate::cache::Flush;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
 use crate::limits::Rate;
@@ -329,20 +330,24 @@ by_identity!(Lu);
 #[pymethods]
 impl Lu {
     #[new]
-    #[pyo3(signature = (engine, policy, routes, usage_maps=None, *, queue_depth=0))]
+    #[pyo3(signature = (
+        engine, policy, routes, usage_maps=None, variable_length=Vec::new(), *, queue_depth=0,
+    ))]
     fn new(
         engine: &Engine,
         policy: &LunPolicy,
         routes: &[u8],
         usage_maps: Option<HashMap<u8, Vec<u8>>>,
+        variable_length: Vec<(u16, u8, Vec<u8>)>,
         queue_depth: u32,
     ) -> PyResult<Self> {
         let routes: &[u8; 256] = routes
             .try_into()
             .map_err(|_| PyValueError::new_err("routes must be 256 ROUTE_* values"))?;
-        let usage: Vec<_> = usage_maps.unwrap_or_default().into_iter().collect();
-        let routes = lu::RouteTable::new(routes, &usage)
-            .ok_or_else(|| PyValueError::new_err("routes holds a value that is no ROUTE_*"))?;
+        let usage = usage_maps.unwrap_or_default();
+        let routes = lu::RouteTable::new(routes, &usage, &variable_length).ok_or_else(|| {
+            PyValueError::new_err("a route is no ROUTE_*, or a usage map has a 0 behind byte 15")
+        })?;
         let engine = WatchedEngine::new(Arc::new(MarkedEngine::new(engine.0.clone())));
         Ok(Self(Arc::new(lu::Lu::new(
             Arc::new(engine),
@@ -360,6 +365,21 @@ impl Lu {
     #[setter]
     fn set_policy(&self, policy: &LunPolicy) {
         self.0.set_policy(policy.0.clone());
+    }
+
+    fn flush_begins(&self) -> (u64, u64) {
+        let Flush { number, settled } = self.0.cache.begin();
+        (number, settled)
+    }
+
+    #[pyo3(signature = (flush, good, *, by=None))]
+    fn flush_ended(&self, flush: (u64, u64), good: bool, by: Option<&Nexus>) {
+        let (number, settled) = flush;
+        if !good {
+            let knows = by.map(|nexus| nexus.0.as_ref());
+            self.0.cache.lost(settled, knows);
+        }
+        self.0.cache.settle(Flush { number, settled });
     }
 
     fn hold(&self) -> Held {
@@ -434,7 +454,7 @@ by_identity!(Nexus);
 impl Nexus {
     #[new]
     fn new(lu: &Lu) -> Self {
-        Self(Arc::new(lu::Nexus::new(lu.0.clone())))
+        Self(lu::Nexus::connect(lu.0.clone()))
     }
 
     #[getter]
@@ -447,7 +467,20 @@ impl Nexus {
     }
 
     fn open(&self, classes: u8) {
-        self.0.gate.open(classes);
+        self.0.open(classes);
+    }
+
+    #[getter]
+    fn lost(&self) -> bool {
+        self.0.written.is_lost()
+    }
+
+    fn take_lost(&self) -> bool {
+        self.0.written.take_lost()
+    }
+
+    fn wrote(&self) {
+        self.0.written.note(&self.0.lu.cache);
     }
 
     #[getter]

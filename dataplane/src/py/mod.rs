@@ -133,7 +133,7 @@ mod dataplane {
         ] {
             module.add(name, value)?;
         }
-        Ok(())
+        module.add("MAX_WEAR_UNITS", crate::fault::MAX_UNITS)
     }
 
     /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6.

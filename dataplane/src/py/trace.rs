@@ -18,13 +18,15 @@ pub struct Trace(pub Arc<trace::Trace>);
 impl Trace {
     #[new]
     #[pyo3(signature = (
-        capacity, *, units=Vec::new(), opcodes=Vec::new(), errors=false, min_nanoseconds=0,
-        data_bytes=0, keep_newest=false,
+        capacity, *, units=Vec::new(), opcodes=Vec::new(), actions=Vec::new(), errors=false,
+        min_nanoseconds=0, data_bytes=0, keep_newest=false,
     ))]
+    #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
         capacity: usize,
         units: Vec<PyRef<'_, Lu>>,
         opcodes: Vec<u8>,
+        actions: Vec<u16>,
         errors: bool,
         min_nanoseconds: u64,
         data_bytes: usize,
@@ -32,6 +34,7 @@ impl Trace {
     ) -> Self {
         let mut filter = trace::Filter {
             units: units.iter().map(|unit| Arc::downgrade(&unit.0)).collect(),
+            actions,
             errors,
             min_nanoseconds,
             ..trace::Filter::default()

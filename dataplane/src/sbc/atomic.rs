@@ -10,7 +10,7 @@ use crate::policy::LunPolicy;
 #[derive(Debug)]
 pub struct WriteAtomic {
     extent: Extent,
-    durable: bool,
+    pub durable: bool,
 }
 
 pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Refusal> {
@@ -37,6 +37,10 @@ pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Re
 }
 
 impl WriteAtomic {
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
     /// A write that fails half-way (no space, a bad block) is taken back.
     pub fn run(
         &self,

@@ -20,10 +20,11 @@ pub enum Command {
     WriteLong,
 }
 
-/// Where a CDB of one length keeps its two numbers: first byte and bytes of each.
+/// Where a CDB of one length keeps its two numbers, first byte and bytes of each, and its flags.
 #[derive(Clone, Copy, Debug)]
 struct Format {
     len: usize,
+    flags: u8,
     lba: (u8, u8),
     /// TRANSFER LENGTH, VERIFICATION LENGTH, NUMBER OF LOGICAL BLOCKS, PARAMETER LIST LENGTH,
     /// ALLOCATION LENGTH.
@@ -32,24 +33,37 @@ struct Format {
 
 const SIX: Format = Format {
     len: 6,
+    flags: 1,
     lba: (1, 3),
     count: (4, 1),
 };
 const TEN: Format = Format {
     len: 10,
+    flags: 1,
     lba: (2, 4),
     count: (7, 2),
 };
 const TWELVE: Format = Format {
     len: 12,
+    flags: 1,
     lba: (2, 4),
     count: (6, 4),
 };
 const SIXTEEN: Format = Format {
     len: 16,
+    flags: 1,
     lba: (2, 8),
     count: (10, 4),
 };
+
+/// Of variable length. Between LBA and count is what protection information is to say.
+const THIRTY_TWO: Format = Format {
+    len: 32,
+    flags: 10,
+    lba: (12, 8),
+    count: (28, 4),
+};
+const REFERENCE_TAG: usize = 20;
 
 const COMPARE_AND_WRITE_FORMAT: Format = Format {
     count: (13, 1),
@@ -78,6 +92,7 @@ pub mod opcode {
     pub const WRITE_LONG: u8 = 0x3f;
     pub const WRITE_SAME: u8 = 0x41;
     pub const UNMAP: u8 = 0x42;
+    pub const VARIABLE_LENGTH_CMD: u8 = 0x7f;
     pub const READ_16: u8 = 0x88;
     pub const COMPARE_AND_WRITE: u8 = 0x89;
     pub const WRITE_16: u8 = 0x8a;
@@ -96,13 +111,46 @@ pub mod opcode {
     pub const VERIFY_12: u8 = 0xaf;
 }
 
-/// SERVICE ACTION of SERVICE ACTION IN (16).
-pub const SAI_GET_LBA_STATUS: u8 = 0x12;
-/// SERVICE ACTION of SERVICE ACTION OUT (16).
-pub const SAO_WRITE_LONG: u8 = 0x11;
+/// SERVICE ACTIONs, names as there.
+pub mod action {
+    /// Of SERVICE ACTION IN (16).
+    pub const SAI_GET_LBA_STATUS: u16 = 0x12;
+    /// Of SERVICE ACTION OUT (16).
+    pub const SAO_WRITE_LONG: u16 = 0x11;
+    /// Of variable-length CDBs.
+    pub const READ_32: u16 = 0x09;
+    pub const VERIFY_32: u16 = 0x0a;
+    pub const WRITE_32: u16 = 0x0b;
+    pub const WRITE_VERIFY_32: u16 = 0x0c;
+    pub const WRITE_SAME_32: u16 = 0x0d;
+}
 
-/// One line an operation code, or operation code and service action (bits 4 to 0 of byte 1).
-const fn table(opcode: u8, byte1: u8) -> Option<(Command, Format)> {
+/// Where a variable-length CDB says how many bytes follow, and has its SERVICE ACTION.
+pub const ADDITIONAL_CDB_LENGTH: u8 = 7;
+const VARIABLE_LENGTH_ACTION: usize = 8;
+
+/// Bytes of a variable-length CDB, by its own account.
+pub fn variable_len(cdb: &[u8]) -> usize {
+    let at = usize::from(ADDITIONAL_CDB_LENGTH);
+    at + 1 + usize::from(cdb.get(at).copied().unwrap_or_default())
+}
+
+/// SERVICE ACTION of a variable-length CDB; None for one of another kind, or cut short.
+pub fn variable_action(cdb: &[u8]) -> Option<u16> {
+    let variable = cdb.first() == Some(&opcode::VARIABLE_LENGTH_CMD);
+    let action = cdb.get(VARIABLE_LENGTH_ACTION..VARIABLE_LENGTH_ACTION + 2)?;
+    variable.then(|| u16::from_be_bytes([action[0], action[1]]))
+}
+
+/// SERVICE ACTION of a CDB of either kind, if it has one.
+fn service_action(cdb: &[u8]) -> u16 {
+    let byte1 = cdb.get(1).copied().unwrap_or_default();
+    variable_action(cdb).unwrap_or(u16::from(byte1 & 0x1f))
+}
+
+/// One line an operation code, or operation code and service action.
+const fn table(opcode: u8, action: u16) -> Option<(Command, Format)> {
+    use action::*;
     use opcode::*;
     Some(match opcode {
         READ_6 => (Command::Read, SIX),
@@ -129,12 +177,21 @@ const fn table(opcode: u8, byte1: u8) -> Option<(Command, Format)> {
         WRITE_ATOMIC_16 => (Command::WriteAtomic, WRITE_ATOMIC_FORMAT),
         PRE_FETCH => (Command::PreFetch, TEN),
         PRE_FETCH_16 => (Command::PreFetch, SIXTEEN),
-        SERVICE_ACTION_IN_16 if byte1 & 0x1f == SAI_GET_LBA_STATUS => {
-            (Command::GetLbaStatus, SIXTEEN)
-        }
+        SERVICE_ACTION_IN_16 if action == SAI_GET_LBA_STATUS => (Command::GetLbaStatus, SIXTEEN),
         WRITE_LONG => (Command::WriteLong, TEN),
-        SERVICE_ACTION_OUT_16 if byte1 & 0x1f == SAO_WRITE_LONG => {
+        SERVICE_ACTION_OUT_16 if action == SAO_WRITE_LONG => {
             (Command::WriteLong, WRITE_LONG_16_FORMAT)
+        }
+        VARIABLE_LENGTH_CMD => {
+            let command = match action {
+                READ_32 => Command::Read,
+                VERIFY_32 => Command::Verify,
+                WRITE_32 => Command::Write,
+                WRITE_VERIFY_32 => Command::WriteAndVerify,
+                WRITE_SAME_32 => Command::WriteSame,
+                _ => return None,
+            };
+            (command, THIRTY_TWO)
         }
         _ => return None,
     })
@@ -144,7 +201,7 @@ pub const INVALID_OPCODE: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x200
 pub const INVALID_FIELD_IN_CDB: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x2400);
 pub const LBA_OUT_OF_RANGE: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x2100);
 
-/// Flags in byte 1; several commands give one bit different meanings.
+/// Flags; several commands give one bit different meanings.
 pub mod flag {
     pub const DPO_FUA_FUA: u8 = 1 << 3;
     pub const WRITE_SAME_ANCHOR: u8 = 1 << 4;
@@ -165,7 +222,7 @@ pub struct Cdb {
     /// READ (6) and WRITE (6) have 256 here.
     pub count: u64,
     opcode: u8,
-    /// Byte 1, which holds the flags of all but 6-byte CDBs.
+    /// The byte of flags, which 6-byte CDBs have not.
     flags: u8,
     format: Format,
 }
@@ -173,8 +230,8 @@ pub struct Cdb {
 impl Cdb {
     pub fn parse(cdb: &[u8]) -> Result<Self, SenseInfo> {
         let opcode = *cdb.first().ok_or(INVALID_OPCODE)?;
-        let byte1 = cdb.get(1).copied().unwrap_or_default();
-        let (command, format) = table(opcode, byte1).ok_or(INVALID_OPCODE.cdb_field(0, None))?;
+        let (command, format) =
+            table(opcode, service_action(cdb)).ok_or(INVALID_OPCODE.cdb_field(0, None))?;
         // The driver may have made the CDB field of its requests shorter than this command.
         let cdb = cdb.get(..format.len).ok_or(INVALID_FIELD_IN_CDB)?;
         let number = |(at, bytes): (u8, u8)| {
@@ -182,7 +239,11 @@ impl Cdb {
                 .iter()
                 .fold(0, |number: u64, &byte| (number << 8) | u64::from(byte))
         };
-        let (mut lba, mut count, mut flags) = (number(format.lba), number(format.count), cdb[1]);
+        if opcode == opcode::VARIABLE_LENGTH_CMD && variable_len(cdb) != format.len {
+            return Err(INVALID_FIELD_IN_CDB.cdb_field(ADDITIONAL_CDB_LENGTH.into(), None));
+        }
+        let (mut lba, mut count) = (number(format.lba), number(format.count));
+        let mut flags = cdb[usize::from(format.flags)];
         if format.len == SIX.len {
             lba &= 0x1f_ffff;
             flags = 0;
@@ -214,6 +275,13 @@ impl Cdb {
             set(self.format.lba, if six { 0xe0 } else { 0 }, lba);
         }
         set(self.format.count, 0, count);
+        if self.format.len == THIRTY_TWO.len {
+            // EXPECTED INITIAL LOGICAL BLOCK REFERENCE TAG, of the first block; each has one more.
+            let mut tag = [0; 4];
+            tag.copy_from_slice(&cdb[REFERENCE_TAG..][..4]);
+            let tag = u32::from_be_bytes(tag).wrapping_add(lba.wrapping_sub(self.lba) as u32);
+            cdb[REFERENCE_TAG..][..4].copy_from_slice(&tag.to_be_bytes());
+        }
     }
 
     pub fn flag(&self, mask: u8) -> bool {
@@ -230,9 +298,11 @@ impl Cdb {
         (self.flags >> 1) & 3
     }
 
-    /// NDOB exists in WRITE SAME (16) only.
+    /// NDOB, which WRITE SAME (10) has not.
     pub fn no_data_out(&self) -> bool {
-        self.opcode == opcode::WRITE_SAME_16 && self.flag(flag::WRITE_SAME_NDOB)
+        self.command == Command::WriteSame
+            && self.opcode != opcode::WRITE_SAME
+            && self.flag(flag::WRITE_SAME_NDOB)
     }
 
     /// Data-out of commands that do not write it to the medium block for block, and of VERIFY.
@@ -260,7 +330,7 @@ impl Cdb {
 
     /// INVALID FIELD IN CDB for a flag or a field of flags; `bit` is its highest.
     pub fn invalid_flag(&self, bit: u8) -> SenseInfo {
-        INVALID_FIELD_IN_CDB.cdb_field(1, Some(bit))
+        INVALID_FIELD_IN_CDB.cdb_field(self.format.flags.into(), Some(bit))
     }
 
     /// INVALID FIELD IN CDB for the length field.

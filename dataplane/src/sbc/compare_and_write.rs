@@ -11,7 +11,7 @@ use crate::policy::LunPolicy;
 #[derive(Debug)]
 pub struct CompareAndWrite {
     extent: Extent,
-    durable: bool,
+    pub durable: bool,
 }
 
 pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Refusal> {
@@ -35,6 +35,10 @@ pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Re
 }
 
 impl CompareAndWrite {
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
     /// Data-out holds what the medium is compared with, then what is written there.
     pub fn run(
         &self,

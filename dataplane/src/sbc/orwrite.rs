@@ -10,7 +10,7 @@ use crate::policy::LunPolicy;
 #[derive(Debug)]
 pub struct OrWrite {
     extent: Extent,
-    durable: bool,
+    pub durable: bool,
 }
 
 pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Refusal> {
@@ -27,6 +27,10 @@ pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Re
 }
 
 impl OrWrite {
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
     pub fn run(
         &self,
         policy: &LunPolicy,

@@ -7,7 +7,7 @@ use libc::iovec;
 use crate::engine::marked::MarkedBad;
 use crate::engine::python::Refused;
 use crate::engine::space::SpaceSoon;
-use crate::engine::{AlignedBuffer, Engine, Io, IoKind, Partial, CHUNK};
+use crate::engine::{AlignedBuffer, Engine, Io, IoKind, NotFlushed, Partial, CHUNK};
 use crate::policy::LunPolicy;
 use crate::sense::{self, key, Sense, SenseInfo};
 
@@ -41,6 +41,8 @@ pub struct Outcome {
     pub sense: Sense,
     /// Bytes of data-out consumed or of data-in produced.
     pub transferred: u64,
+    /// [`Io::loses_cache`].
+    pub loses_cache: bool,
 }
 
 impl Outcome {
@@ -49,6 +51,7 @@ impl Outcome {
             status: status::GOOD,
             sense: Sense::NONE,
             transferred,
+            loses_cache: false,
         }
     }
 
@@ -58,7 +61,13 @@ impl Outcome {
             status: status::CHECK_CONDITION,
             sense: sense::build(info, policy.descriptor_sense),
             transferred,
+            loses_cache: false,
         }
+    }
+
+    /// GOOD is not what a flush has to say while its initiator does not know of a loss.
+    pub fn write_error(policy: &LunPolicy) -> Self {
+        Self::check(policy, &WRITE_ERROR, 0)
     }
 
     /// Worth another try; a status without sense.
@@ -72,6 +81,13 @@ impl Outcome {
 
 /// What an engine's error means.
 pub fn failed(policy: &LunPolicy, io: &Io, error: &io::Error) -> Outcome {
+    Outcome {
+        loses_cache: io.loses_cache(error),
+        ..told(policy, io, error)
+    }
+}
+
+fn told(policy: &LunPolicy, io: &Io, error: &io::Error) -> Outcome {
     let (done, error) = Partial::split(error);
     let transferred = done.filter(|_| io.moves_data()).unwrap_or(0);
     if let Some(Refused(info)) = error.get_ref().and_then(|inner| inner.downcast_ref()) {
@@ -88,6 +104,7 @@ pub fn failed(policy: &LunPolicy, io: &Io, error: &io::Error) -> Outcome {
             medium_error(policy, io, done)
         }
         None if is::<SpaceSoon>(error) => SPACE_SOON,
+        None if is::<NotFlushed>(error) => WRITE_ERROR,
         None if is::<MarkedBad>(error) => {
             let block = u64::from(policy.block_size);
             MARKED_BAD.information((io.offset + transferred) / block)

@@ -10,7 +10,7 @@ use crate::policy::LunPolicy;
 pub struct WriteSame {
     extent: Extent,
     block: Vec<u8>,
-    durable: bool,
+    pub durable: bool,
 }
 
 pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Refusal> {
@@ -72,6 +72,10 @@ fn pattern(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Vec<u8>, 
 }
 
 impl WriteSame {
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
     pub fn run(&self, policy: &LunPolicy, engine: &dyn Engine) -> Result<(), Outcome> {
         let Extent { offset, len } = self.extent;
         let chunk = outcome::chunk(policy).min(len);

@@ -115,7 +115,7 @@ impl Account {
             let bytes = response.out + response.data_in;
             match (&task.nexus, self.units.get_mut(self.last)) {
                 (Some(nexus), Some(unit)) if !task.in_flight && unit.is(nexus) => {
-                    let class = nexus.lu.routes.class(task.cdb[0]);
+                    let class = nexus.lu.routes.class(task.cdb());
                     unit.ended.add(class, bytes);
                 }
                 _ => self.remember(task, queue, bytes),
@@ -134,7 +134,7 @@ impl Account {
     fn remember(&mut self, task: &Task, queue: &Run, bytes: u64) {
         let stats = stats_of(task, queue);
         let class = match &task.nexus {
-            Some(nexus) => nexus.lu.routes.class(task.cdb[0]),
+            Some(nexus) => nexus.lu.routes.class(task.cdb()),
             None => Class::Other,
         };
         if let (Some(nexus), false) = (&task.nexus, task.in_flight) {
@@ -199,7 +199,7 @@ impl Account {
     fn feed(&mut self, task: &Task, queue: &Run, response: &Response<'_>) {
         let nanoseconds = self.clock.nanoseconds(task.taken, self.clock.ticks());
         let seen = Seen {
-            opcode: task.cdb[0],
+            cdb: task.cdb(),
             good: response.good(),
             nanoseconds,
             unit: task.nexus.as_ref().map(|nexus| &nexus.lu),

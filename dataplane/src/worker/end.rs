@@ -2,6 +2,7 @@
 
 use super::thread::Thread;
 use super::Kind;
+use crate::cache::Use;
 use crate::iov::Cursor;
 use crate::sbc::Outcome;
 use crate::task::{Ending, Place, TaskRef};
@@ -76,10 +77,47 @@ impl Thread {
         self.respond(slot, &response);
     }
 
-    pub(super) fn outcome(&mut self, slot: u32, outcome: &Outcome) {
+    /// What the unit's cache held may be lost. Only a flush tells its own nexus of that.
+    pub(super) fn cache_lost(&mut self, slot: u32) {
         let task = self.tasks.get(slot);
         if let Some(nexus) = &task.nexus {
-            nexus.lu.errors.note(task.cdb(), outcome);
+            let cache = &nexus.lu.cache;
+            match task.cache {
+                Use::Flushes(flush) => cache.lost(flush.settled, Some(nexus)),
+                _ => cache.lost(cache.settled(), None),
+            }
+        }
+    }
+
+    /// How a command ended, once the unit's cache is reckoned with.
+    fn settle_cache(&mut self, slot: u32, outcome: &Outcome) -> Outcome {
+        if outcome.loses_cache {
+            self.cache_lost(slot);
+        }
+        let task = self.tasks.get(slot);
+        let used = std::mem::take(&mut task.cache);
+        let (Some(nexus), Some(policy)) = (&task.nexus, &task.policy) else {
+            return *outcome;
+        };
+        let good = outcome.status == wire::STATUS_GOOD;
+        match used {
+            Use::Fills => nexus.written.note(&nexus.lu.cache),
+            Use::Flushes(flush) if good || outcome.loses_cache => {
+                nexus.lu.cache.settle(flush);
+                if nexus.written.take_lost() && good {
+                    return Outcome::write_error(policy);
+                }
+            }
+            Use::Flushes(_) | Use::None => {}
+        }
+        *outcome
+    }
+
+    pub(super) fn outcome(&mut self, slot: u32, outcome: &Outcome) {
+        let outcome = self.settle_cache(slot, outcome);
+        let task = self.tasks.get(slot);
+        if let Some(nexus) = &task.nexus {
+            nexus.lu.errors.note(task.cdb(), &outcome);
         }
         let (out, data_in) = task.moved(outcome.transferred);
         let sense = outcome.sense;

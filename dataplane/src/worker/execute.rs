@@ -8,7 +8,8 @@ use super::end::Response;
 use super::fault;
 use super::thread::Thread;
 use super::{Answer, Mail};
-use crate::engine::{Io, IoKind, Partial};
+use crate::cache::Use;
+use crate::engine::{Engine, Io, IoKind, Partial};
 use crate::passthrough::{Passed, Passthrough};
 use crate::pool::pool;
 use crate::sbc::{self, Plan};
@@ -77,14 +78,20 @@ impl Thread {
             data_out_len,
             task.data_in_len,
         );
+        task.cache = plan.cache_use(&nexus.lu.cache);
+        if task.cache == Use::Fills {
+            nexus.written.note(&nexus.lu.cache);
+        }
+        let (block_size, engine) = (policy.block_size.into(), &nexus.lu.engine);
+        let faulty = fault::faulty(&mut task.fault, &plan, block_size, engine);
         match plan {
             Plan::Done(outcome) => self.outcome(slot, &outcome),
             Plan::Overrun => self.respond(slot, &Response::transport(wire::S_OVERRUN)),
-            Plan::Io(io) => self.start_io(slot, io),
+            Plan::Io(io) => self.start_io(slot, io, faulty),
             Plan::Job(job) => {
                 let work = Sendable((job, task.data_out.clone(), task.data_in.clone()));
                 let cdb = task.cdb().to_vec();
-                let engine = nexus.lu.engine.clone();
+                let engine = faulty.unwrap_or_else(|| engine.clone());
                 self.on_pool(slot, move || {
                     let Sendable((job, data_out, data_in)) = { work };
                     Answer::Job(job.run(&policy, engine.as_ref(), &cdb, &data_out, &data_in))
@@ -124,7 +131,8 @@ impl Thread {
         self.respond(slot, &response);
     }
 
-    fn start_io(&mut self, slot: u32, mut io: Io) {
+    /// `faulty`: takes the place of the unit's engine.
+    fn start_io(&mut self, slot: u32, io: Io, faulty: Option<Arc<dyn Engine>>) {
         let task = self.tasks.get(slot);
         task.iov.clear();
         match io.kind {
@@ -132,14 +140,11 @@ impl Thread {
             IoKind::Write => task.iov.extend_from_slice(&task.data_out),
             _ => {}
         }
-        let block_size = task.policy.as_ref().map_or(1, |policy| policy.block_size);
-        let corruption = fault::plan_io(&mut task.fault, &mut io, block_size.into());
         sbc::trim(&mut task.iov, io.len);
         task.io = Some(io);
-        if let Some(corruption) = corruption {
-            return self.run_corrupted(slot, corruption, block_size.into());
+        if let Some(engine) = faulty {
+            return self.run_io(slot, engine);
         }
-        let task = self.tasks.get(slot);
         let Some(nexus) = &task.nexus else { return };
         let engine = &nexus.lu.engine;
         if let Some(result) = engine.try_now(&io, &task.iov) {
@@ -157,16 +162,14 @@ impl Thread {
                 }
             }
         }
-        self.run_io(slot);
+        let engine = engine.clone();
+        self.run_io(slot, engine);
     }
 
     /// The engine call in its blocking, complete form.
-    fn run_io(&mut self, slot: u32) {
+    fn run_io(&mut self, slot: u32, engine: Arc<dyn Engine>) {
         let task = self.tasks.get(slot);
-        let (Some(nexus), Some(io)) = (&task.nexus, task.io) else {
-            return;
-        };
-        let engine = nexus.lu.engine.clone();
+        let Some(io) = task.io else { return };
         let iov = Sendable(task.iov.clone());
         self.on_pool(slot, move || {
             let Sendable(iov) = { iov };
@@ -194,14 +197,21 @@ impl Thread {
         uring.completed(&mut completions);
         for (user_data, result) in completions.drain(..) {
             let task = TaskRef::from_bits(user_data);
-            let Some(io) = self.tasks.find(task).and_then(|task| task.io) else {
+            let Some(found) = self.tasks.find(task) else {
+                continue;
+            };
+            let (Some(io), Some(nexus)) = (found.io, &found.nexus) else {
                 continue;
             };
             if io.completed_by(result) {
                 self.io_done(task.slot, uring_result(result));
-            } else {
-                self.run_io(task.slot);
+                continue;
             }
+            let engine = nexus.lu.engine.clone();
+            if uring_result(result).is_err_and(|error| io.loses_cache(&error)) {
+                self.cache_lost(task.slot);
+            }
+            self.run_io(task.slot, engine);
         }
         self.completions = completions;
     }

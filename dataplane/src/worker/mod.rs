@@ -64,6 +64,8 @@ pub struct Scope {
     pub lu: Option<Arc<Lu>>,
     pub nexus: Option<Arc<Nexus>>,
     pub tag: Option<u64>,
+    /// OPERATION CODEs; none: all.
+    pub opcodes: Vec<u8>,
     /// Only commands with this stamp or a lower one ([`Held::stamp`]).
     pub until: Option<u64>,
 }

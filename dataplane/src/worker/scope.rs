@@ -60,6 +60,7 @@ impl Thread {
                         .as_ref()
                         .is_none_or(|wanted| nexus.is_some_and(|nexus| Arc::ptr_eq(wanted, nexus)))
                     && scope.tag.is_none_or(|tag| tag == task.header.tag)
+                    && (scope.opcodes.is_empty() || scope.opcodes.contains(&task.cdb()[0]))
                     && scope.until.is_none_or(|until| task.stamp <= until)
             })
             .map(|(slot, task)| TaskRef {

@@ -64,7 +64,7 @@ pub fn limited_unit(engine: Arc<dyn Engine>, queue_depth: u32) -> Arc<Lu> {
         qerr: Qerr::Nothing,
         restricted_reordering: false,
     };
-    let routes = RouteTable::new(&routes, &[]).unwrap();
+    let routes = RouteTable::new(&routes, &HashMap::new(), &[]).unwrap();
     Arc::new(Lu::new(engine, policy, routes, queue_depth))
 }
 

@@ -278,6 +278,11 @@ def test_the_last_commands_are_there_for_a_failure_report() -> None:
         ("1201b0040000", "INQUIRY evpd=1 page_code=176 allocation_length=1024", 6),
         ("000000000000", "TEST UNIT READY", 6),
         ("c1020304050607080900", "c1 02 03 04 05 06 07 08 09 00", 10),
+        (
+            "7f0000000000001800091800" + "00" * 7 + "07" + "ff" * 8 + "00000002",
+            "READ(32) dpo=1 fua=1 lba=7 blocks=2",
+            32,
+        ),
         ("7f00000000000004ffff0102", "7f 00 00 00 00 00 00 04 ff ff 01 02", 12),
     ],
 )
@@ -300,6 +305,6 @@ def test_sense_has_names(sense: str, text: str) -> None:
 
 
 def test_a_name_without_a_size_means_all_sizes() -> None:
-    assert opcodes("read") == {0x08, 0x28, 0xA8, 0x88}
+    assert opcodes("read") == {0x08, 0x28, 0xA8, 0x88, 0x7F0009}
     assert opcodes("write same 16") == {0x93}
     assert opcodes("0x100") == set()

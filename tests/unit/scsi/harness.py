@@ -60,16 +60,23 @@ def make_unit(
 
 
 def make_target(unit: LogicalUnit, lun: int = 0, *, number: int = 0) -> Target:
-    """A target whose power-on unit attention has been reported; of HBA `number`, 0 to 15."""
-    target = Target(
+    """A target whose power-on unit attention has been reported; of HBA `number`, 0 to 15. That
+    there is another one, those before it know."""
+    target = new_target(unit, lun, number=number)
+    assert target.nexuses[lun].take() is not None
+    for nexus in unit.nexuses:
+        nexus.clear(Asc.INQUIRY_DATA_HAS_CHANGED)
+    return target
+
+
+def new_target(unit: LogicalUnit, lun: int = 0, *, number: int = 0) -> Target:
+    return Target(
         {lun: unit},
         naa=PORT_NAA[:6] + bytes([number]) + PORT_NAA[7:],
         initiator=initiator_naa(number),
         relative_port=number + 1,
         port_group=number + 1,
     )
-    assert target.nexuses[lun].take() is not None
-    return target
 
 
 def initiator_naa(number: int) -> bytes:
@@ -124,11 +131,10 @@ async def _finish(later: Awaitable[None]) -> None:
 
 def cdb_of(command: CommandType, **values: int) -> bytes:
     """A CDB with these fields, the rest 0."""
-    cdb = int.from_bytes(bytes([command.opcode, command.service_action or 0]).ljust(16, b"\0"))
+    cdb = bytearray(command.length)
     for name, value in values.items():
-        place = command.fields[name]
-        cdb |= value << place.low + 8 * (16 - place.byte - place.size)
-    return cdb.to_bytes(16)[: command.length]
+        command.fields[name].insert(cdb, value)
+    return command.named(bytes(cdb))
 
 
 def good(target: Target, cdb: str | bytes, *, lun: int | None = 0, data_out: bytes = b"") -> bytes:

@@ -338,6 +338,52 @@ def test_synchronize_cache_with_immed(immed: str, plain: str, outside: str) -> N
     assert command.usage_map[1] & 2
 
 
+LOST = Sense(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR, deferred=True)
+
+
+def test_whoever_wrote_to_a_cache_that_is_lost_hears_of_it_once() -> None:
+    unit = make_unit(flush=_fail)
+    sender, writer, idle = (make_target(unit, number=number) for number in range(3))
+    for target in (sender, writer):
+        target.nexuses[0].data_plane.wrote()
+    assert refused(sender, STOP) == Sense(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR)
+    good(sender, START)
+    assert good(writer, "12 00 00 00ff 00"), "reports no deferred error"
+    assert refused(writer, READ_10) == LOST
+    assert send(writer, READ_10).executed
+    assert send(idle, READ_10).executed
+
+
+def test_a_good_flush_is_the_end_of_what_can_be_lost() -> None:
+    failing = False
+
+    async def flush() -> None:
+        if failing:
+            await _fail()
+
+    unit = make_unit(flush=flush)
+    sender, writer = make_target(unit), make_target(unit, number=1)
+    writer.nexuses[0].data_plane.wrote()
+    good(sender, STOP)
+    good(sender, START)
+    failing = True
+    assert refused(sender, STOP) == Sense(SenseKey.MEDIUM_ERROR, Asc.WRITE_ERROR)
+    good(sender, START)
+    assert send(writer, READ_10).executed
+
+
+def test_unit_attentions_come_before_what_is_lost() -> None:
+    unit = make_unit(flush=_fail)
+    sender, writer = make_target(unit), make_target(unit, number=1)
+    writer.nexuses[0].data_plane.wrote()
+    unit.establish(Asc.MODE_PARAMETERS_CHANGED)
+    with pytest.raises(ScsiError):
+        asyncio.run(unit.flush(by=sender.nexuses[0]))
+    assert refused(writer, "00") == attention(Asc.MODE_PARAMETERS_CHANGED)
+    assert refused(writer, "00") == LOST
+    good(writer, "00")
+
+
 def test_self_test() -> None:
     good(make_target(make_unit()), "1d0400000000")
     good(make_target(make_unit(flush=_fail)), "1d0000000000")

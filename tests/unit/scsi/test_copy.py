@@ -185,12 +185,13 @@ def test_no_blocks() -> None:
 
 def test_the_unit_is_waited_for_by_whoever_quiesces_it() -> None:
     unit = disk(1)
+    nexus = make_target(unit).nexuses[0]
     before = fill(unit)
 
     async def scenario() -> None:
         lu = unit.data_plane
         work = _dataplane.Copy(lu, lu, [(0, 512, 512)], durable=False)
-        copying = asyncio.create_task(unit.copy(work, unit))
+        copying = asyncio.create_task(unit.copy(work, unit, by=nexus))
         await asyncio.sleep(0)
         await unit.quiesce()
         assert memory_read(unit)[512:1024] == before[:512]
@@ -379,11 +380,72 @@ def test_status_while_it_runs_and_its_identifier_is_taken() -> None:
         again = handle(second, target, 0)
         assert again is not None
         await again
-        assert parse_fixed(second.sense) == bad_list(0)
+        assert parse_fixed(second.sense) == Sense(
+            SenseKey.ILLEGAL_REQUEST, Asc.OPERATION_IN_PROGRESS
+        )
         await task
         assert first.status == Status.GOOD
 
     asyncio.run(scenario())
+
+
+ABORT = "83 1c 00000001"
+
+
+def test_copy_operation_abort() -> None:
+    """The copy ends first, with what has become of it."""
+    unit = disk(1)
+    before = fill(unit)
+    target, other = make_target(unit), make_target(unit, number=1)
+    data = parameters([], [segment(THIS_UNIT, THIS_UNIT, 1, 0, 4)] * 3)
+    cdb = struct.pack(">BB8xIxx", 0x83, 0, len(data)).ljust(32, b"\0")
+
+    async def scenario() -> None:
+        command, abort = Recorder(cdb, data), Recorder(bytes.fromhex(ABORT).ljust(32, b"\0"))
+        copying, aborting = handle(command, target, 0), None
+        assert copying is not None
+        task = asyncio.ensure_future(copying)
+        await asyncio.sleep(0)
+        # Of another nexus, it is not known.
+        foreign = Recorder(abort.cdb)
+        waiting = handle(foreign, other, 0)
+        assert waiting is not None
+        await waiting
+        assert parse_fixed(foreign.sense) == bad_cdb(2, None)
+        aborting = handle(abort, target, 0)
+        assert aborting is not None
+        await asyncio.wait_for(aborting, 10)
+        assert abort.status == Status.GOOD
+        await asyncio.wait_for(task, 10)
+        sense = parse_fixed(command.sense)
+        assert (sense.key, sense.code) == (
+            SenseKey.COPY_ABORTED,
+            Asc.COMMANDS_CLEARED_BY_DEVICE_SERVER,
+        )
+
+    asyncio.run(scenario())
+    assert memory_read(unit)[8 * 512 :] == before[8 * 512 :]
+    assert parse_fixed(send(target, ABORT).sense) == bad_cdb(2, None), "over"
+
+
+def test_a_reset_aborts_copies() -> None:
+    unit = disk(1)
+    target = make_target(unit)
+    data = parameters([], [segment(THIS_UNIT, THIS_UNIT, 1, 0, 4)] * 2)
+    cdb = struct.pack(">BB8xIxx", 0x83, 0, len(data)).ljust(32, b"\0")
+
+    async def scenario() -> Recorder:
+        command = Recorder(cdb, data)
+        copying = handle(command, target, 0)
+        assert copying is not None
+        task = asyncio.ensure_future(copying)
+        await asyncio.sleep(0)
+        unit.reset()
+        await asyncio.wait_for(task, 10)
+        return command
+
+    sense = parse_fixed(asyncio.run(scenario()).sense)
+    assert sense.code == Asc.COMMANDS_CLEARED_BY_DEVICE_SERVER
 
 
 def test_operating_parameters() -> None:
@@ -401,7 +463,7 @@ def test_third_party_copy_page() -> None:
     assert good(make_target(disk(1)), "12 01 8f 0200 00") == bytes.fromhex(
         "00 8f 0144"
         "0000 0020 000000000000 0100 00000e10 0000003c 0000000008000000 0000000000008000"
-        "0001 0010 0c 83 03 00 10 11 84 05 00 03 04 05 07 000000"
+        "0001 0010 0d 83 04 00 10 11 1c 84 05 00 03 04 05 07 0000"
         "0004 001c 00000000 0010 0010 000003c0 00000000 000000000000000000000000"
         "0008 0004 02 02 e4 00"
         "000c 0004 0002 ffff"

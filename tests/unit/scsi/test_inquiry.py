@@ -7,14 +7,16 @@ import pytest
 from tests.unit.scsi.harness import (
     PORT_NAA,
     UNIT_NAA,
+    attention,
     bad_cdb,
     good,
     make_target,
     make_unit,
+    new_target,
     refused,
 )
 from vscsi_emu._dataplane import Engine
-from vscsi_emu.scsi import REPORT_LUNS_WLUN, Identity, Limits, LogicalUnit, Target
+from vscsi_emu.scsi import REPORT_LUNS_WLUN, Asc, Identity, Limits, LogicalUnit, Target
 
 
 def vpd(target: Target, page: int, lun: int = 0) -> bytes:
@@ -40,6 +42,46 @@ def test_standard_data() -> None:
     )
     # Not padded to the allocation length; ADDITIONAL LENGTH counts what follows byte 4.
     assert len(data) == 96 == data[4] + 5
+
+
+def test_multip_is_for_several_target_ports() -> None:
+    unit = make_unit()
+    target = make_target(unit)
+    assert multip(target) == 0
+    other = new_target(unit, number=1)
+    assert refused(target, "00") == attention(Asc.INQUIRY_DATA_HAS_CHANGED)
+    # A port that is still to hear of POWER ON will ask all the same.
+    assert refused(other, "00") == attention(Asc.POWER_ON_OCCURRED)
+    assert good(other, "00") == good(target, "00") == b""
+    assert (multip(target), multip(other)) == (0x10, 0x10)
+    third = make_target(unit, number=2)
+    assert good(target, "00") == good(third, "00") == b"", "nothing has changed"
+    third.close()
+    other.close()
+    assert refused(target, "00") == attention(Asc.INQUIRY_DATA_HAS_CHANGED)
+    assert multip(target) == 0
+
+
+def test_several_luns_of_one_port_are_not_several_ports() -> None:
+    unit = make_unit()
+    target = make_target(unit)
+    target.attach({1: unit})
+    assert multip(target) == 0
+
+
+def test_the_ports_that_make_multip_are_those_that_are_reported() -> None:
+    unit = make_unit()
+    target = make_target(unit)
+    other = make_target(unit, number=1)
+    good(target, "12 00 00 00ff 00")
+    for port, own in ((target, 1), (other, 2)):
+        page = vpd(port, 0x83)
+        assert bytes.fromhex("01 14 00 04 0000") + own.to_bytes(2) in page
+        assert bytes.fromhex("01 15 00 04 0000") + own.to_bytes(2) in page
+
+
+def multip(target: Target) -> int:
+    return good(target, "1200 00 00ff 00")[6] & 0x10
 
 
 @pytest.mark.parametrize("allocation", [0, 5, 36, 95, 96, 0x1234])

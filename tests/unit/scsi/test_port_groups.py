@@ -76,6 +76,7 @@ def test_ports_of_one_group() -> None:
     target = make_target(unit)
     for port in range(256, 0, -1):
         Target({0: unit}, relative_port=port + 1, port_group=1)
+    assert refused(target, "00") == attention(Asc.INQUIRY_DATA_HAS_CHANGED)
     data = report(target)
     # 257 ports take two descriptors: a count is one byte.
     assert struct.unpack_from(">BBHxBxB", data, 4) == (0, 0x0F, 1, 0, 255)

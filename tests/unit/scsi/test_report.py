@@ -79,11 +79,16 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
         listed.append((opcode, action if has_action else None, length))
         assert bool(flags & 2) == timeouts
         if timeouts:
-            assert data[offset + 8 : offset + 20] == bytes.fromhex("000a") + bytes(10)
+            descriptor = struct.unpack_from(">HHII", data, offset + 8)
+            assert descriptor[:3] == (10, 0, 0)
+            assert descriptor[3] >= 60
     table = [(entry.opcode, entry.service_action, entry.length) for entry in unit.commands]
     assert listed == table
     assert ((0x42, None, 10) in table) == discard
     assert ((0x42, None, 10) in listed) == discard
+
+
+LBA_32 = "ff" * 8
 
 
 @pytest.mark.parametrize(
@@ -94,7 +99,10 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
         (2, 0x9E, 0x10, "00 03 0010 9e100000000000000000ffffffff0004"),
         (3, 0x9E, 0x10, "00 03 0010 9e100000000000000000ffffffff0004"),
         (3, 0x28, 0, "00 03 000a 2818ffffffff00ffff04"),
-        (0x81, 0x28, 0, "00 83 000a 2818ffffffff00ffff04 000a 0000 00000000 00000000"),
+        (0x81, 0x28, 0, "00 83 000a 2818ffffffff00ffff04 000a 0000 00000000 0000003c"),
+        (0x81, 0x04, 0, "00 83 0006 043f00000004 000a 0000 00000000 00015180"),
+        (0x81, 0x35, 0, "00 83 000a 3502ffffffff00ffff04 000a 0000 00000000 00000384"),
+        (0x81, 0x2F, 0, "00 83 000a 2f16ffffffff00ffff04 000a 0000 00000000 00003840"),
         # Not supported: by operation code, by service action, with one that it has not.
         (1, 0xFF, 0, "00 01 0000"),
         (2, 0x9E, 0x1F, "00 01 0000"),
@@ -102,10 +110,10 @@ def test_all_commands(discard: bool, timeouts: bool) -> None:
         (3, 0x28, 1, "00 01 0000"),
         (2, 0xFF, 0, "00 01 0000"),
         (1, 0x9D, 0, "00 01 0000"),
-        # 32-byte CDBs go with type 2 protection.
-        (1, 0x7F, 0, "00 01 0000"),
-        (2, 0x7F, 0x09, "00 01 0000"),
-        (3, 0x7F, 0x0B, "00 01 0000"),
+        (2, 0x7F, 0x09, "00 03 0020 7f04 00000000 0018 0009 1800" + LBA_32 + "00" * 8 + "ff" * 4),
+        (3, 0x7F, 0x0A, "00 03 0020 7f04 00000000 0018 000a 1600" + LBA_32 + "00" * 8 + "ff" * 4),
+        (2, 0x7F, 0x0E, "00 01 0000"),
+        (3, 0x7F, 0x0109, "00 01 0000"),
     ],
 )
 def test_one_command(options: int, opcode: int, action: int, data: str) -> None:
@@ -116,6 +124,7 @@ def test_one_command(options: int, opcode: int, action: int, data: str) -> None:
     ("options", "opcode"),
     [
         (1, 0x9E),  # needs a service action to name a command
+        (1, 0x7F),
         (2, 0x28),  # has none
         (4, 0x28),
         (7, 0x28),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.unit.scsi.harness import good, make_target, make_unit, send
+from tests.unit.scsi.harness import attention, good, make_target, make_unit, refused, send
 from tests.unit.scsi.reserving import (
     EA,
     EAAR,
@@ -18,7 +18,7 @@ from tests.unit.scsi.reserving import (
     reservation,
 )
 from vscsi_emu import _dataplane
-from vscsi_emu.scsi import Target
+from vscsi_emu.scsi import Asc, Target
 
 RESERVE_6, RELEASE_6 = "16", "17"
 RESERVE_10, RELEASE_10 = "56", "57"
@@ -98,6 +98,7 @@ def test_an_initiator_port_that_goes_away_releases() -> None:
     a, b = two()
     good(a, RESERVE_6)
     a.close()
+    assert refused(b, "00") == attention(Asc.INQUIRY_DATA_HAS_CHANGED)
     assert send(b, READ_10).executed
     assert closed(b) == 0
 

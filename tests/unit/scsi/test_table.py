@@ -16,13 +16,14 @@ from vscsi_emu.scsi import (
     route_table,
 )
 from vscsi_emu.scsi.cdb import (
-    SERVICE_ACTION_MASK,
     SERVICE_ACTION_OPCODES,
+    VARIABLE_LENGTH,
     Cdb,
     CommandType,
     Field,
     Flag,
     bit,
+    filter_of,
 )
 from vscsi_emu.scsi.commands import ALL
 from vscsi_emu.scsi.copy_operations import Operation, State
@@ -71,6 +72,21 @@ def test_routes_of_a_unit_that_has_all() -> None:
     assert len(routes) == 256
     for route, opcodes in MEDIA.items():
         assert {opcode for opcode in range(256) if routes[opcode] == route} == opcodes
+
+
+def test_routes_of_variable_length_cdbs() -> None:
+    table = command_table(ALL_FEATURES)
+    routes = {action: route for action, route, _ in table.variable_length}
+    assert routes == {
+        0x09: _dataplane.ROUTE_READ,
+        0x0A: _dataplane.ROUTE_MEDIA,
+        **dict.fromkeys((0x0B, 0x0C, 0x0D), _dataplane.ROUTE_WRITE),
+    }
+    for action, _, usage in table.variable_length:
+        command = table.get(VARIABLE_LENGTH, action)
+        assert command is not None
+        assert usage == command.fast
+        assert usage[7:10].hex() == "18ffff"
 
 
 def test_unmap_is_not_routed_without_thin_provisioning() -> None:
@@ -142,6 +158,11 @@ def test_field(field: Field, cdb: str, value: int) -> None:
         (0x9E, 0x10, "9e 10 0000000000000000 ffffffff 00 00"),
         (0xA3, 0x0C, "a3 0c 87 ff ffff ffffffff 00 00"),
         (0xA8, None, "a8 18 ffffffff ffffffff 00 00"),
+        (0x7F, 0x09, "7f 00 00000000 00 18 0009 18 00 ffffffffffffffff 0000000000000000 ffffffff"),
+        (0x7F, 0x0A, "7f 00 00000000 00 18 000a 16 00 ffffffffffffffff 0000000000000000 ffffffff"),
+        (0x7F, 0x0B, "7f 00 00000000 00 18 000b 18 00 ffffffffffffffff 0000000000000000 ffffffff"),
+        (0x7F, 0x0C, "7f 00 00000000 00 18 000c 16 00 ffffffffffffffff 0000000000000000 ffffffff"),
+        (0x7F, 0x0D, "7f 00 00000000 00 18 000d 09 00 ffffffffffffffff 0000000000000000 ffffffff"),
     ],
 )
 def test_usage_map(opcode: int, action: int | None, usage: str) -> None:
@@ -169,10 +190,11 @@ def test_the_unmap_bit_needs_thin_provisioning() -> None:
 
 @pytest.mark.parametrize("command", commands(), ids=name)
 def test_naca_is_all_that_control_has(command: CommandType) -> None:
-    assert command.usage_map[-1] == 0x04
+    assert command.usage_map[command.control_byte] == 0x04
     without = command_table(ALL_FEATURES & ~Feature.ACA).get(command.opcode, command.service_action)
     assert without is not None
-    assert without.usage_map == command.usage_map[:-1] + b"\0"
+    naca = bytes(4 if byte == command.control_byte else 0 for byte in range(command.length))
+    assert bytes(a | b for a, b in zip(without.usage_map, naca, strict=True)) == command.usage_map
 
 
 @pytest.mark.parametrize("lun", [9, REPORT_LUNS_WLUN])
@@ -185,15 +207,18 @@ def test_naca_needs_a_logical_unit_with_a_task_set(lun: int) -> None:
 @pytest.mark.parametrize("command", commands(), ids=name)
 def test_fields_lie_in_the_cdb_and_do_not_overlap(command: CommandType) -> None:
     used = bytearray(command.length)
-    used[0] = used[-1] = 0xFF
-    if command.service_action is not None:
-        used[1] = SERVICE_ACTION_MASK
+    used[0] = used[command.control_byte] = 0xFF
+    if command.opcode == VARIABLE_LENGTH:
+        used[7:10] = b"\xff\xff\xff"
+    elif command.service_action is not None:
+        used[1] = 0x1F
     for field in command.fields.values():
         for offset, mask in enumerate(field.mask, field.byte):
             assert not used[offset] & mask
             used[offset] |= mask
     assert (command.opcode in SERVICE_ACTION_OPCODES) == (command.service_action is not None)
-    assert len(command.usage_map) == {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}[command.opcode >> 5]
+    length = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}.get(command.opcode >> 5)
+    assert len(command.usage_map) == (32 if command.opcode == VARIABLE_LENGTH else length)
 
 
 @pytest.mark.parametrize("command", commands(), ids=name)
@@ -202,10 +227,10 @@ def test_the_usage_map_shows_all_that_is_accepted_but_what_is_ignored(command: C
     for field in command.fields.values():
         for offset, mask in enumerate(field.mask if field.ignored else b"", field.byte):
             ignored[offset] |= mask
-    shown = [a & ~b for a, b in zip(command.accepted, ignored, strict=True)]
-    assert shown[2:] == list(command.usage_map[2:])
-    if command.service_action is None:
-        assert shown[1] == command.usage_map[1]
+    action = {1} if command.service_action is not None else set()
+    named = {0} | ({8, 9} if command.opcode == VARIABLE_LENGTH else action)
+    for byte in set(range(command.length)) - named:
+        assert command.accepted[byte] & ~ignored[byte] == command.usage_map[byte]
 
 
 @pytest.mark.parametrize(
@@ -219,14 +244,13 @@ def test_the_obsolete_lun_field_is_ignored(cdb: str) -> None:
 @pytest.mark.parametrize("command", commands(), ids=name)
 def test_every_reserved_bit_is_refused_with_its_pointer(command: CommandType) -> None:
     target = make_target(make_unit())
-    base = bytearray(command.length)
-    base[0], base[1] = command.opcode, command.service_action or 0
+    base = cdb_of(command)
     for offset in range(1, command.length):
         known = command.accepted[offset]
         for number in range(8):
             if not known >> number & 1:
                 cdb = bytearray(base)
-                cdb[offset] |= 1 << number
+                cdb[offset] ^= 1 << number
                 assert refused(target, bytes(cdb)) == bad_cdb(offset, number)
 
 
@@ -258,7 +282,7 @@ def test_a_handler_reads_every_field_it_declares(
         for list_id in range(2):
             target.nexuses[0].copies.start(list_id)
             target.nexuses[0].operations.start(list_id, Operation(0x10, State.COMPLETED))
-        target.nexuses[0].copies.end(1, error=None, hold=True)
+            target.nexuses[0].copies.end(list_id, error=None, hold=True)
         send(target, cdb_of(command, **{**lengths, **chosen}), data_out=mode_page)
     assert read == {name for name, field in command.fields.items() if not field.ignored}
 
@@ -279,6 +303,30 @@ def test_unknown_operation_codes() -> None:
         assert sense.pointer[0] == 0
 
 
+def test_unknown_service_actions_of_variable_length_cdbs() -> None:
+    target = make_target(make_unit())
+    known = {c.service_action for c in commands() if c.opcode == VARIABLE_LENGTH}
+    assert known == {0x09, 0x0A, 0x0B, 0x0C, 0x0D}
+    for action in {*range(32), 0x0109, 0x0900, 0xFFFF} - known:
+        cdb = b"\x7f" + bytes(6) + b"\x18" + action.to_bytes(2) + bytes(22)
+        assert refused(target, cdb) == bad_cdb(8, 7)
+
+
+@pytest.mark.parametrize("length", [0, 8, 0x10, 0x17, 0x19, 0x98])
+def test_a_variable_length_cdb_says_its_length(length: int) -> None:
+    cdb = b"\x7f" + bytes(6) + bytes([length, 0, 9]) + bytes(22)
+    wrong = (length & ~0x18).bit_length() - 1
+    assert refused(make_target(make_unit()), cdb) == bad_cdb(7, wrong if wrong >= 0 else None)
+
+
+def test_filters_name_variable_length_cdbs_by_service_action() -> None:
+    codes = {entry.name: entry.code for entry in commands()}
+    assert codes["READ(10)"] == 0x28
+    assert codes["GET LBA STATUS"] == 0x9E
+    chosen = {codes[name] for name in ("WRITE(32)", "READ(32)", "READ(10)")} | {0x7F}
+    assert filter_of(chosen) == {"opcodes": b"\x28\x7f", "actions": [0x09, 0x0B]}
+
+
 @pytest.mark.parametrize("opcode", [0x48, 0x9E, 0x9F, 0xA3])
 def test_unknown_service_actions(opcode: int) -> None:
     target = make_target(make_unit())
@@ -295,11 +343,10 @@ def test_a_short_cdb_is_padded_with_zeros() -> None:
 
 @pytest.mark.parametrize("command", commands(), ids=name)
 def test_media_commands_go_to_the_data_plane(command: CommandType) -> None:
-    cdb = bytes([command.opcode, command.service_action or 0])
-    executed = send(make_target(make_unit()), cdb).executed
+    executed = send(make_target(make_unit()), cdb_of(command)).executed
     assert executed == command.media
-    # The data plane routes by operation code, so Python sees what has a service action first.
+    # The data plane knows service actions of variable-length CDBs only: Python sees others first.
     if command.route is not Route.PYTHON:
         assert executed
-        assert command.service_action is None
+        assert command.service_action is None or command.opcode == VARIABLE_LENGTH
     assert not executed or Flag.NEEDS_READY in command.flags

@@ -185,6 +185,35 @@ def test_in_the_background() -> None:
     assert memory_read(unit)[8 * 512 : 9 * 512] == block(1, 0)
 
 
+def test_a_copy_in_the_background_is_aborted() -> None:
+    unit = disk(1)
+    before = memory_read(unit)
+    target = make_target(unit)
+    token = make(target, [(0, 4)])
+    data = write_list(token, [(8, 4)], flags=IMMED)
+    cdb = struct.pack(">BB4xIIxx", 0x83, 0x11, 7, len(data)).ljust(32, b"\0")
+    abort = struct.pack(">BBI", 0x83, 0x1C, 7).ljust(32, b"\0")
+
+    async def scenario() -> None:
+        command, aborting = Recorder(cdb, data), Recorder(abort)
+        copying, ended = handle(command, target, 0), handle(aborting, target, 0)
+        assert command.status == Status.GOOD, "IMMED"
+        assert copying is not None
+        assert ended is not None
+        task = asyncio.ensure_future(ended)
+        await asyncio.sleep(0)
+        assert aborting.status is None, "it still runs"
+        await copying
+        await asyncio.wait_for(task, 10)
+        assert aborting.status == Status.GOOD
+
+    asyncio.run(scenario())
+    assert information(target, 7)[5] == 0x60
+    assert memory_read(unit) == before
+    assert send(target, bytes(6)).status == Status.GOOD, "no deferred error"
+    assert refusal(send(target, abort)) == bad_cdb(2, None)
+
+
 def test_while_it_runs_its_identifier_is_taken() -> None:
     unit = disk(1)
     target = make_target(unit)

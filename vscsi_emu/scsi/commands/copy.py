@@ -10,6 +10,7 @@ from vscsi_emu import _dataplane
 from vscsi_emu.scsi import copy
 from vscsi_emu.scsi.cdb import Allowed, Field, Flag, command
 from vscsi_emu.scsi.copy import CopyList, CopyTarget, Segment
+from vscsi_emu.scsi.copy_run import CopyRun
 from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.persistent import ReservationConflict
 from vscsi_emu.scsi.request import Request
@@ -18,10 +19,21 @@ from vscsi_emu.scsi.sense import (
     ScsiError,
     SenseKey,
     invalid_field_in_cdb,
-    invalid_field_in_parameter_list,
 )
 from vscsi_emu.scsi.status import Status
 from vscsi_emu.scsi.vpd import unit_designators
+
+
+@command("COPY OPERATION ABORT", 0x83, 16, service_action=0x1C, list_identifier=Field(2, 4))
+async def copy_operation_abort(request: Request) -> bytes:
+    """Of whatever began it, in the foreground or in the background (SPC-4 6.3)."""
+    run = request.nexus.running_copies().get(request.cdb["list_identifier"])
+    if run is None:
+        raise request.cdb.invalid("list_identifier")
+    run.abort()
+    await run.over()
+    return b""
+
 
 # ── EXTENDED COPY(LID1) ────────────────────────────────────────────────────────────────────────
 
@@ -41,11 +53,11 @@ async def extended_copy(request: Request) -> bytes:
         return b""
     plan = copy.parse(data)
     results = request.nexus.copies
-    if plan.list_id is not None and results.running(plan.list_id):
-        raise invalid_field_in_parameter_list(0)
     if plan.list_id is None:
-        await _copy(request, plan, lambda _bytes: None)
+        await _copy(request, plan, CopyRun(), lambda _bytes: None)
         return b""
+    if plan.list_id in request.nexus.running_copies():
+        raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.OPERATION_IN_PROGRESS)
     result = results.start(plan.list_id)
 
     def count(transferred: int) -> None:
@@ -54,7 +66,7 @@ async def extended_copy(request: Request) -> bytes:
 
     error: ScsiError | None = _aborted(Asc.NO_ADDITIONAL_SENSE)
     try:
-        await _copy(request, plan, count)
+        await _copy(request, plan, result.run, count)
         error = None
     except ScsiError as reason:
         error = reason
@@ -64,11 +76,13 @@ async def extended_copy(request: Request) -> bytes:
     return b""
 
 
-async def _copy(request: Request, plan: CopyList, count: Callable[[int], None]) -> None:
+async def _copy(
+    request: Request, plan: CopyList, run: CopyRun, count: Callable[[int], None]
+) -> None:
     nexuses = [_find(request, target) for target in plan.targets]
     for number, segment in enumerate(plan.segments):
         try:
-            count(await _copy_segment(request, nexuses, segment))
+            count(await _copy_segment(request, nexuses, segment, run))
         except ScsiError as error:
             if error.key is not SenseKey.COPY_ABORTED:
                 error = _aborted(error.code)
@@ -85,10 +99,13 @@ def _find(request: Request, target: CopyTarget) -> Nexus | None:
     return None
 
 
-async def _copy_segment(request: Request, nexuses: list[Nexus | None], segment: Segment) -> int:
+async def _copy_segment(
+    request: Request, nexuses: list[Nexus | None], segment: Segment, run: CopyRun
+) -> int:
     """Bytes copied."""
     source = _unit(request, nexuses, segment.source, Allowed.WRITE_EXCLUSIVE).unit
-    target = _unit(request, nexuses, segment.target, Allowed.NONE).unit
+    nexus = _unit(request, nexuses, segment.target, Allowed.NONE)
+    target = nexus.unit
     counted = target if segment.counts_target_blocks else source
     length = segment.blocks * counted.block_size
     if not length:
@@ -102,10 +119,13 @@ async def _copy_segment(request: Request, nexuses: list[Nexus | None], segment: 
         raise _aborted(Asc.NO_ADDITIONAL_SENSE)
     if target.write_protected:
         raise _aborted(Asc.WRITE_PROTECTED)
-    run = (segment.source_lba * source.block_size, segment.target_lba * target.block_size, length)
+    blocks = (segment.source_lba * source.block_size, segment.target_lba * target.block_size)
     durable = not target.mode_pages.write_cache
-    work = _dataplane.Copy(target.data_plane, source.data_plane, [run], durable=durable)
-    await target.copy(work, source)
+    work = _dataplane.Copy(
+        target.data_plane, source.data_plane, [(*blocks, length)], durable=durable
+    )
+    with run.working(work):
+        await target.copy(work, source, by=nexus)
     return length
 
 

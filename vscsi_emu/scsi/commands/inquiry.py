@@ -22,6 +22,7 @@ _RESPONSE_DATA_FORMAT: Final = 2
 _TPGS: Final = 0x30
 """Asymmetric access is managed both implicitly and explicitly."""
 _3PC: Final = 0x08
+_MULTIP: Final = 0x10
 _CMDQUE: Final = 0x02
 _VERSION_DESCRIPTORS: Final[tuple[int, ...]] = (
     0x00A0,  # SAM-5
@@ -69,13 +70,15 @@ def _peripheral(request: Request) -> Peripheral:
 
 def _standard(request: Request, peripheral: Peripheral) -> bytes:
     nexus = request.target.find(request.lun)
-    names, rmb, normaca, ports, versions = _TARGET_NAMES, 0, 0, 0, _VERSION_DESCRIPTORS
+    names, versions = _TARGET_NAMES, _VERSION_DESCRIPTORS
+    rmb = normaca = ports = multip = 0
     if nexus is None or nexus.unit.peripheral is Peripheral.DIRECT_ACCESS:
         versions += (_SBC_3,)
     if nexus is not None:
         ports = _TPGS | _3PC if nexus.unit.peripheral is Peripheral.DIRECT_ACCESS else 0
         rmb = _RMB if nexus.unit.removable else 0
         normaca = _NORMACA
+        multip = _MULTIP if nexus.unit.multiport else 0
         identity = nexus.unit.identity
         names = (identity.vendor_field, identity.product_field, identity.revision_field)
     descriptors = (*versions, *(0,) * (8 - len(versions)))
@@ -86,7 +89,7 @@ def _standard(request: Request, peripheral: Peripheral) -> bytes:
         normaca | _HISUP | _RESPONSE_DATA_FORMAT,
         _SIZE - 5,
         ports,
-        0,
+        multip,
         _CMDQUE,
         *names,
         *descriptors,

@@ -3,10 +3,18 @@
 from collections.abc import Awaitable
 from typing import Final
 
-from vscsi_emu.scsi.cdb import Allowed, Feature, Field, Route, bit, media_command
+from vscsi_emu.scsi.cdb import (
+    VARIABLE_LENGTH,
+    Allowed,
+    CommandType,
+    Feature,
+    Field,
+    Route,
+    bit,
+    media_command,
+)
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import Asc, ScsiError, SenseKey
-from vscsi_emu.scsi.unit import LogicalUnit
 
 _DPO = bit(1, 4)
 _FUA = bit(1, 3)
@@ -22,6 +30,34 @@ _BLOCKS_10 = Field(7, 2)
 _BLOCKS_12 = Field(6, 4)
 _BLOCKS_16 = Field(10, 4)
 
+_DPO_32 = bit(10, 4)
+_FUA_32 = bit(10, 3)
+_BYTCHK_32 = Field(10, high=2, low=1)
+
+
+def _command_32(
+    name: str, action: int, route: Route, *, allowed: Allowed = Allowed.NONE, **flags: Field
+) -> CommandType:
+    """With a variable-length CDB. What it expects of protection information is ignored: no block
+    has any, RDPROTECT and its like must be 0, and with them nothing is checked."""
+    return media_command(
+        name,
+        VARIABLE_LENGTH,
+        32,
+        route,
+        service_action=action,
+        needs=Feature.NONE,
+        allowed=allowed,
+        handler=None,
+        **flags,
+        lba=Field(12, 8),
+        reference_tag=Field(20, 4, ignored=True),
+        application_tag=Field(24, 2, ignored=True),
+        application_tag_mask=Field(26, 2, ignored=True),
+        blocks=Field(28, 4),
+    )
+
+
 READ_6 = media_command("READ(6)", 0x08, 6, Route.READ, lba=_LBA_6, blocks=_BLOCKS_6)
 READ_10 = media_command(
     "READ(10)", 0x28, 10, Route.READ, dpo=_DPO, fua=_FUA, lba=_LBA_10, blocks=_BLOCKS_10
@@ -32,6 +68,7 @@ READ_12 = media_command(
 READ_16 = media_command(
     "READ(16)", 0x88, 16, Route.READ, dpo=_DPO, fua=_FUA, lba=_LBA_16, blocks=_BLOCKS_16
 )
+READ_32 = _command_32("READ(32)", 0x09, Route.READ, dpo=_DPO_32, fua=_FUA_32)
 
 WRITE_6 = media_command("WRITE(6)", 0x0A, 6, Route.WRITE, lba=_LBA_6, blocks=_BLOCKS_6)
 WRITE_10 = media_command(
@@ -43,6 +80,7 @@ WRITE_12 = media_command(
 WRITE_16 = media_command(
     "WRITE(16)", 0x8A, 16, Route.WRITE, dpo=_DPO, fua=_FUA, lba=_LBA_16, blocks=_BLOCKS_16
 )
+WRITE_32 = _command_32("WRITE(32)", 0x0B, Route.WRITE, dpo=_DPO_32, fua=_FUA_32)
 
 WRITE_AND_VERIFY_10 = media_command(
     "WRITE AND VERIFY(10)",
@@ -73,6 +111,9 @@ WRITE_AND_VERIFY_16 = media_command(
     bytchk=_BYTCHK,
     lba=_LBA_16,
     blocks=_BLOCKS_16,
+)
+WRITE_AND_VERIFY_32 = _command_32(
+    "WRITE AND VERIFY(32)", 0x0C, Route.WRITE, dpo=_DPO_32, bytchk=_BYTCHK_32
 )
 
 VERIFY_10 = media_command(
@@ -108,6 +149,9 @@ VERIFY_16 = media_command(
     lba=_LBA_16,
     blocks=_BLOCKS_16,
 )
+VERIFY_32 = _command_32(
+    "VERIFY(32)", 0x0A, Route.MEDIA, allowed=Allowed.WRITE_EXCLUSIVE, dpo=_DPO_32, bytchk=_BYTCHK_32
+)
 
 _IMMED_SYNC: Final = Field(1, high=1, low=1, slow=True)
 
@@ -122,11 +166,11 @@ def _synchronize_cache(request: Request) -> bytes | Awaitable[bytes]:
     if cdb["lba"] + max(cdb["blocks"], 1) > unit.blocks:
         raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.LOGICAL_BLOCK_ADDRESS_OUT_OF_RANGE, field=2)
     request.reply.good()
-    return _flush(unit)
+    return _flush(request)
 
 
-async def _flush(unit: LogicalUnit) -> bytes:
-    await unit.flush()
+async def _flush(request: Request) -> bytes:
+    await request.unit.flush(by=request.nexus)
     return b""
 
 
@@ -171,6 +215,9 @@ WRITE_SAME_16 = media_command(
     ndob=bit(1, 0),
     lba=_LBA_16,
     blocks=_BLOCKS_16,
+)
+WRITE_SAME_32 = _command_32(
+    "WRITE SAME(32)", 0x0D, Route.WRITE, unmap=bit(10, 3, needs=Feature.THIN), ndob=bit(10, 0)
 )
 UNMAP = media_command(
     "UNMAP", 0x42, 10, Route.WRITE, needs=Feature.THIN, parameter_list_length=Field(7, 2)

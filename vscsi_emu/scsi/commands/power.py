@@ -93,7 +93,7 @@ def _condition(request: Request) -> PowerCondition:
 
 
 async def _settled(request: Request) -> bytes:
-    await request.unit.settle()
+    await request.unit.settle(by=request.nexus)
     return b""
 
 

@@ -13,8 +13,10 @@ from vscsi_emu.scsi.cdb import (
     command,
 )
 from vscsi_emu.scsi.lun import REPORT_LUNS_WLUN, encode_lun
+from vscsi_emu.scsi.passing import timeout
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import invalid_field_in_cdb
+from vscsi_emu.scsi.unit import LogicalUnit
 
 # ── REPORT LUNS (SPC-6) ────────────────────────────────────────────────────────────────────────
 
@@ -69,8 +71,14 @@ _CTDP_ALL: Final = 0x02
 _CTDP_ONE: Final = 0x80
 _NOT_SUPPORTED: Final = 0x01
 _SUPPORTED: Final = 0x03
-_TIMEOUTS: Final = struct.pack(">HxxII", 0x0A, 0, 0)
-"""Command timeouts descriptor: 0 is "no indication"."""
+_TIMEOUTS: Final = struct.Struct(">HxxII")
+
+
+def _timeouts(unit: LogicalUnit, entry: CommandType) -> bytes:
+    """Command timeouts descriptor. How long it takes normally is the storage's affair, of which
+    NOMINAL COMMAND PROCESSING TIMEOUT 0 says nothing."""
+    seconds = timeout(unit.peripheral, entry.named(bytes(entry.length)))
+    return _TIMEOUTS.pack(_TIMEOUTS.size - 2, 0, seconds)
 
 
 @command(
@@ -95,7 +103,8 @@ def report_supported_operation_codes(request: Request) -> bytes:
         return struct.pack(">xBH", _NOT_SUPPORTED, 0)
     support = _SUPPORTED | (_CTDP_ONE if timeouts else 0)
     usage = found.usage_map
-    return struct.pack(">xBH", support, len(usage)) + usage + (_TIMEOUTS if timeouts else b"")
+    descriptor = _timeouts(request.unit, found) if timeouts else b""
+    return struct.pack(">xBH", support, len(usage)) + usage + descriptor
 
 
 def _all_commands(request: Request) -> bytes:
@@ -108,7 +117,7 @@ def _all_commands(request: Request) -> bytes:
             (_SERVACTV if entry.service_action is not None else 0) | (_CTDP_ALL if timeouts else 0),
             entry.length,
         )
-        + (_TIMEOUTS if timeouts else b"")
+        + (_timeouts(request.unit, entry) if timeouts else b"")
         for entry in request.unit.commands
     )
     return struct.pack(">I", len(descriptors)) + descriptors

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Final
 
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi import tokens
 from vscsi_emu.scsi.cdb import Allowed, Field, Flag, command
 from vscsi_emu.scsi.copy_operations import Operation, State
+from vscsi_emu.scsi.nexus import Nexus
 from vscsi_emu.scsi.request import Request
 from vscsi_emu.scsi.sense import (
     Asc,
@@ -91,20 +93,19 @@ def write_using_token(request: Request) -> bytes | Awaitable[bytes]:
     if tokens.is_zero(wanted.token):
         work = _work(unit, None, [(0, to, length) for to, length in _bytes(unit, wanted.ranges)])
         operation = _begin(request, _WRITE_USING_TOKEN, immed=wanted.immed)
-        return _write(unit, work, operation, asked=sum(e.blocks for e in wanted.ranges))
+        return _write(request.nexus, work, operation, asked=sum(e.blocks for e in wanted.ranges))
     token = unit.tokens.find(wanted.token)
     if token.unit.unready is not None:
         raise ScsiError(SenseKey.COPY_ABORTED, Asc.COPY_TARGET_DEVICE_NOT_REACHABLE)
     if wanted.offset * unit.block_size >= token.size:
         raise invalid_field_in_parameter_list(8)
     operation = _begin(request, _WRITE_USING_TOKEN, immed=wanted.immed)
-    return _write_from(unit, token, wanted, operation)
+    return _write_from(request.nexus, token, wanted, operation)
 
 
-async def _write_from(
-    unit: LogicalUnit, token: Token, wanted: WriteList, operation: Operation
-) -> bytes:
+async def _write_from(nexus: Nexus, token: Token, wanted: WriteList, operation: Operation) -> bytes:
     """As much as the token stands for, in whole blocks."""
+    unit = nexus.unit
     asked = sum(extent.blocks for extent in wanted.ranges)
     left = token.size - wanted.offset * unit.block_size
     length = min(asked, left // unit.block_size) * unit.block_size
@@ -113,13 +114,21 @@ async def _write_from(
     work = _work(unit, token, list(_meet(source, target)))
     unit.tokens.use(token)
     try:
-        return await _write(unit, work, operation, asked=asked, source=token.unit)
+        return await _write(nexus, work, operation, asked=asked, source=token.unit)
     finally:
         unit.tokens.release(token, delete=wanted.delete)
 
 
+_FAILURES: Final[Mapping[int, State]] = MappingProxyType(
+    {
+        Asc.COPY_TARGET_DEVICE_DATA_UNDERRUN: State.PARTIAL,
+        Asc.COMMANDS_CLEARED_BY_DEVICE_SERVER: State.TERMINATED,
+    }
+)
+
+
 async def _write(
-    unit: LogicalUnit,
+    nexus: Nexus,
     work: _dataplane.Copy,
     operation: Operation,
     *,
@@ -127,11 +136,12 @@ async def _write(
     source: LogicalUnit | None = None,
 ) -> bytes:
     """What goes wrong in the background is told by RECEIVE ROD TOKEN INFORMATION only."""
-    background = operation.state is State.IN_BACKGROUND
+    background, unit = operation.state is State.IN_BACKGROUND, nexus.unit
     operation.transferred = lambda: work.copied // unit.block_size
     try:
         try:
-            await unit.copy(work, source)
+            with operation.run.working(work):
+                await unit.copy(work, source, by=nexus)
         except _dataplane.SourceChangedError:
             raise tokens.changed() from None
         moved = operation.transferred()
@@ -139,8 +149,7 @@ async def _write(
             key = SenseKey.COPY_ABORTED if moved else SenseKey.ILLEGAL_REQUEST
             raise ScsiError(key, Asc.COPY_TARGET_DEVICE_DATA_UNDERRUN, information=moved)
     except ScsiError as error:
-        partial = error.code is Asc.COPY_TARGET_DEVICE_DATA_UNDERRUN
-        operation.end(State.PARTIAL if partial else State.FAILED, error)
+        operation.end(_FAILURES.get(error.code, State.FAILED), error)
         if not background:
             raise
     except BaseException:
@@ -152,8 +161,7 @@ async def _write(
 
 
 def _check_identifier(request: Request) -> None:
-    before = request.nexus.operations.find(request.cdb["list_identifier"])
-    if before is not None and before.running:
+    if request.cdb["list_identifier"] in request.nexus.running_copies():
         raise ScsiError(SenseKey.ILLEGAL_REQUEST, Asc.OPERATION_IN_PROGRESS)
 
 

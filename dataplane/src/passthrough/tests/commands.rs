@@ -51,6 +51,33 @@ fn a_6_byte_cdb_keeps_its_256_blocks() {
 }
 
 #[test]
+fn a_32_byte_read_in_pieces_expects_the_tags_of_each() {
+    let bench = Bench::new(limits(16 * BLOCK as u64));
+    let mut cdb = vec![0; 32];
+    (cdb[0], cdb[7], cdb[9]) = (VARIABLE_LENGTH_CMD, 0x18, 9);
+    (cdb[19], cdb[31]) = (16, 40);
+    cdb[20..28].copy_from_slice(&[0xff, 0xff, 0xff, 0xf0, 1, 2, 3, 4]);
+    let guest = Guest::zeroed(40 * BLOCK);
+    assert_eq!(bench.read(&cdb, &guest), good(40 * 512));
+    assert_eq!(guest.content(40 * BLOCK), bench.medium(16, 40));
+    assert_eq!(bench.ranges(), [(16, 16), (32, 16), (48, 8)]);
+    let state = bench.state.lock().unwrap();
+    let tags: Vec<_> = state
+        .calls
+        .iter()
+        .map(|(cdb, _)| (number(&cdb[20..24]), number(&cdb[24..28])))
+        .collect();
+    assert_eq!(
+        tags,
+        [
+            (0xffff_fff0, 0x0102_0304),
+            (0, 0x0102_0304),
+            (0x10, 0x0102_0304)
+        ]
+    );
+}
+
+#[test]
 fn writes_and_verifies_take_their_own_part_of_the_data() {
     let data: Vec<u8> = (0..40 * BLOCK).map(|at| (at / 11) as u8).collect();
     let bench = Bench::new(limits(4096));

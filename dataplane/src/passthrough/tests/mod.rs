@@ -29,7 +29,9 @@ const WRITE_16: u8 = 0x8a;
 const COMPARE_AND_WRITE: u8 = 0x89;
 const LOG_SENSE: u8 = 0x4d;
 
-const BLOCK_COMMANDS: [u8; 9] = [
+const VARIABLE_LENGTH_CMD: u8 = 0x7f;
+
+const BLOCK_COMMANDS: [u8; 10] = [
     READ_6,
     READ_10,
     WRITE_10,
@@ -39,6 +41,7 @@ const BLOCK_COMMANDS: [u8; 9] = [
     READ_16,
     WRITE_16,
     COMPARE_AND_WRITE,
+    VARIABLE_LENGTH_CMD,
 ];
 
 fn limits(max_bytes: u64) -> Limits {
@@ -86,6 +89,7 @@ impl Disk {
             },
             10 => (number(&cdb[2..6]), number(&cdb[7..9])),
             12 => (number(&cdb[2..6]), number(&cdb[6..10])),
+            32 => (number(&cdb[12..20]), number(&cdb[28..32])),
             _ => (number(&cdb[2..10]), number(&cdb[10..14])),
         }
     }
@@ -94,7 +98,8 @@ impl Disk {
         let (lba, count) = Self::range(call.cdb);
         let at = lba * BLOCK;
         match call.cdb[0] {
-            READ_6 | READ_10 | READ_16 => {
+            // READ (32) is the only one of its operation code here.
+            READ_6 | READ_10 | READ_16 | VARIABLE_LENGTH_CMD => {
                 Cursor::new(call.iov).write(&medium[at..at + count * BLOCK]);
             }
             WRITE_10 | WRITE_16 => {

@@ -1,6 +1,8 @@
 //! What each CDB becomes, at the edges of its fields.
 
+use super::super::cdb::action::*;
 use super::super::cdb::opcode::*;
+use super::super::cdb::{Cdb, Command};
 use super::*;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::IoKind;
@@ -24,10 +26,83 @@ fn range_commands(flags: u8, lba: u32) -> Vec<Vec<u8>> {
         SYNCHRONIZE_CACHE_16,
         WRITE_SAME_16,
     ];
+    let thirty_two = [READ_32, VERIFY_32, WRITE_32, WRITE_VERIFY_32, WRITE_SAME_32];
     let ten = ten.map(|opcode| cdb10(opcode, flags, lba, 1));
     let twelve = twelve.map(|opcode| cdb12(opcode, flags, lba, 1));
     let sixteen = sixteen.map(|opcode| cdb16(opcode, flags, lba.into(), 1));
-    ten.into_iter().chain(twelve).chain(sixteen).collect()
+    let thirty_two = thirty_two.map(|action| cdb32(action, flags, lba.into(), 1));
+    let all = ten.into_iter().chain(twelve).chain(sixteen);
+    all.chain(thirty_two).collect()
+}
+
+/// Where a CDB has its LBA.
+fn lba_at(cdb: &[u8]) -> u8 {
+    if cdb[0] == VARIABLE_LENGTH_CMD {
+        12
+    } else {
+        2
+    }
+}
+
+/// What of LOGICAL BLOCK ADDRESS OUT OF RANGE is the CDB's.
+fn beyond(cdb: &[u8], first: u64) -> Vec<u8> {
+    with_information(illegal(0x2100, lba_at(cdb), None), first)
+}
+
+#[test]
+fn a_32_byte_cdb_says_how_long_it_is() {
+    let policy = policy(512, 100);
+    for action in [READ_32, VERIFY_32, WRITE_32, WRITE_VERIFY_32, WRITE_SAME_32] {
+        for len in [0, 8, 0x10, 0x17, 0x19, 0xff] {
+            let mut cdb = cdb32(action, 0, 5, 1);
+            cdb[7] = len;
+            let sense = refused(plan_roomy(&policy, &cdb));
+            assert_eq!(sense, illegal(0x2400, 7, None), "{action:#x}, {len:#x}");
+        }
+    }
+    for unknown in [0, 8, 0x0e, 0x10, 0x109, 0x900] {
+        let sense = refused(plan_roomy(&policy, &cdb32(unknown, 0, 5, 1)));
+        assert_eq!(sense, illegal(0x2000, 0, None), "{unknown:#x}");
+    }
+}
+
+#[test]
+fn the_blocks_of_a_32_byte_cdb() {
+    let policy = policy(4096, 1 << 40);
+    let (lba, count) = ((1 << 40) - 0x1000_0000, 0x0fff_ffff);
+    for (action, kind) in [(READ_32, IoKind::Read), (WRITE_32, IoKind::Write)] {
+        for flags in [0, 8] {
+            let want = Io {
+                kind,
+                offset: lba * 4096,
+                len: u64::from(count) * 4096,
+                durable: flags != 0,
+            };
+            let cdb = cdb32(action, flags, lba, count);
+            assert_eq!(io(plan_roomy(&policy, &cdb)), want);
+        }
+    }
+    let unmap_without_data = cdb32(WRITE_SAME_32, 9, 7, 2);
+    let want = Io {
+        kind: IoKind::Discard,
+        offset: 7 * 4096,
+        len: 2 * 4096,
+        durable: false,
+    };
+    assert_eq!(io(plan(&policy, &unmap_without_data, &[], 0, 0)), want);
+}
+
+#[test]
+fn a_part_of_a_32_byte_cdb_expects_the_tags_of_its_blocks() {
+    let mut cdb = cdb32(READ_32, 0x20, 0x1_0000_0000, 0x100);
+    cdb[20..24].copy_from_slice(&0xffff_fffe_u32.to_be_bytes());
+    let mut want = cdb.clone();
+    want[12..20].copy_from_slice(&0x1_0000_0005_u64.to_be_bytes());
+    want[20..24].copy_from_slice(&3_u32.to_be_bytes());
+    want[28..32].copy_from_slice(&7_u32.to_be_bytes());
+    let parsed = Cdb::parse(&cdb).unwrap();
+    parsed.set_range(&mut cdb, 0x1_0000_0005, 7);
+    assert_eq!(cdb, want);
 }
 
 #[test]
@@ -47,7 +122,9 @@ fn a_cdb_cut_short_is_refused_at_every_length() {
     cdbs.push(cdb6(READ_6, 0, 1));
     cdbs.push(cdb10(UNMAP, 0, 0, 24));
     for cdb in cdbs {
-        for len in 1..cdb.len() {
+        // Without its SERVICE ACTION a variable-length CDB is no command at all.
+        let least = if cdb[0] == VARIABLE_LENGTH_CMD { 10 } else { 1 };
+        for len in least..cdb.len() {
             let sense = refused(plan_roomy(&policy, &cdb[..len]));
             assert_eq!(
                 (sense[2], sense[12], sense[13]),
@@ -140,17 +217,18 @@ fn lbas_beyond_the_capacity() {
     for mut cdb in range_commands(0, 100) {
         assert_eq!(
             refused(plan_roomy(&policy, &cdb)),
-            out_of_range(100),
+            beyond(&cdb, 100),
             "{cdb:02x?}"
         );
         let (lba_len, last) = match cdb.len() {
-            16 => (8, u64::MAX),
+            16 | 32 => (8, u64::MAX),
             _ => (4, u32::MAX.into()),
         };
-        cdb[2..][..lba_len].fill(0xff);
+        let at = lba_at(&cdb);
+        cdb[at.into()..][..lba_len].fill(0xff);
         assert_eq!(
             refused(plan_roomy(&policy, &cdb)),
-            out_of_range(last),
+            beyond(&cdb, last),
             "{cdb:02x?}"
         );
     }
@@ -158,7 +236,7 @@ fn lbas_beyond_the_capacity() {
         let plan = plan_roomy(&policy, &cdb);
         let refused = matches!(&plan, Plan::Done(outcome) if outcome.status != 0);
         // WRITE SAME objects to the huge buffer here, not to the LBA.
-        let write_same = matches!(cdb[0], WRITE_SAME | WRITE_SAME_16);
+        let write_same = Cdb::parse(&cdb).unwrap().command == Command::WriteSame;
         assert_eq!(refused, write_same, "{cdb:02x?}");
     }
     let overlong = refused(plan_roomy(&policy, &cdb10(READ_10, 0, 99, 2)));
@@ -211,6 +289,7 @@ fn protection_fields_are_refused_first() {
             let want = match cdb[0] {
                 // Has no such field.
                 SYNCHRONIZE_CACHE | SYNCHRONIZE_CACHE_16 => out_of_range(500),
+                VARIABLE_LENGTH_CMD => illegal(0x2400, 10, Some(7)),
                 _ => illegal(0x2400, 1, Some(7)),
             };
             assert_eq!(refused(plan_roomy(&policy, &cdb)), want, "{cdb:02x?}");
@@ -238,6 +317,8 @@ fn transfers_over_the_limit_point_at_their_length() {
     assert_eq!(sense, illegal(0x2400, 6, None));
     let sense = refused(plan_roomy(&policy, &cdb16(WRITE_16, 0, 0, 9)));
     assert_eq!(sense, illegal(0x2400, 10, None));
+    let sense = refused(plan_roomy(&policy, &cdb32(WRITE_32, 0, 0, 9)));
+    assert_eq!(sense, illegal(0x2400, 28, None));
     // Nor do the 256 blocks of a 0 fit.
     let sense = refused(plan_roomy(&super::policy(512, 100), &cdb6(READ_6, 0, 0)));
     assert_eq!(sense[12], 0x21);
@@ -257,11 +338,11 @@ fn write_protection_stops_all_that_writes() {
     cdbs.push(cdb10(WRITE_10, 0, 0, 0));
     for cdb in cdbs {
         let plan = plan_roomy(&policy, &cdb);
-        match cdb[0] {
-            READ_6 | READ_10 | READ_12 | READ_16 | SYNCHRONIZE_CACHE | SYNCHRONIZE_CACHE_16 => {
+        match Cdb::parse(&cdb).unwrap().command {
+            Command::Read | Command::SynchronizeCache => {
                 assert!(matches!(plan, Plan::Io(_)), "{cdb:02x?}");
             }
-            VERIFY | VERIFY_12 | VERIFY_16 => assert!(matches!(plan, Plan::Job(_)), "{cdb:02x?}"),
+            Command::Verify => assert!(matches!(plan, Plan::Job(_)), "{cdb:02x?}"),
             _ => assert_eq!(refused(plan), data_protect, "{cdb:02x?}"),
         }
     }

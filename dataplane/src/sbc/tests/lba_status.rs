@@ -1,7 +1,7 @@
 //! GET LBA STATUS and PRE-FETCH.
 
+use super::super::cdb::action::SAI_GET_LBA_STATUS;
 use super::super::cdb::opcode::*;
-use super::super::cdb::SAI_GET_LBA_STATUS;
 use super::*;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::null::NullEngine;
@@ -9,7 +9,12 @@ use crate::engine::testing::file_engine;
 use crate::engine::IoKind;
 
 fn get_lba_status(lba: u64, allocation: u32) -> Vec<u8> {
-    cdb16(SERVICE_ACTION_IN_16, SAI_GET_LBA_STATUS, lba, allocation)
+    cdb16(
+        SERVICE_ACTION_IN_16,
+        SAI_GET_LBA_STATUS as u8,
+        lba,
+        allocation,
+    )
 }
 
 /// (LBA, blocks, PROVISIONING STATUS) of each descriptor.

@@ -73,6 +73,19 @@ fn cdb16(opcode: u8, flags: u8, lba: u64, count: u32) -> Vec<u8> {
     .concat()
 }
 
+/// Expects protection information that no block here has.
+fn cdb32(action: u16, flags: u8, lba: u64, count: u32) -> Vec<u8> {
+    let [high, low] = action.to_be_bytes();
+    [
+        &[opcode::VARIABLE_LENGTH_CMD, 0, 0, 0, 0, 0, 0, 0x18][..],
+        &[high, low, flags, 0],
+        &lba.to_be_bytes(),
+        &[0xee; 8],
+        &count.to_be_bytes(),
+    ]
+    .concat()
+}
+
 fn compare_and_write(flags: u8, lba: u64, count: u8) -> Vec<u8> {
     let mut cdb = cdb16(opcode::COMPARE_AND_WRITE, flags, lba, 0);
     cdb[13] = count;

@@ -2,6 +2,7 @@
 
 use io_uring::IoUring;
 
+use super::super::cdb::action::*;
 use super::super::cdb::opcode::*;
 use super::*;
 use crate::engine::memory::MemoryEngine;
@@ -17,6 +18,18 @@ struct Model<'a> {
     oracle: Option<Vec<u8>>,
     ring: Option<IoUring>,
     random: Random,
+}
+
+/// SERVICE ACTION of the 32-byte command that does what a 10-byte one does, if there is one.
+fn of_32_bytes(ten: u8) -> Option<u16> {
+    Some(match ten {
+        READ_10 => READ_32,
+        WRITE_10 => WRITE_32,
+        WRITE_VERIFY => WRITE_VERIFY_32,
+        VERIFY => VERIFY_32,
+        WRITE_SAME => WRITE_SAME_32,
+        _ => return None,
+    })
 }
 
 impl Model<'_> {
@@ -73,11 +86,14 @@ impl Model<'_> {
         count: u64,
     ) -> Vec<u8> {
         let (lba32, count32) = (lba as u32, count as u32);
-        match self.random.below(4) {
+        match self.random.below(5) {
             0 if six != 0 && count > 0 && flags == 0 => cdb6(six, lba32, count as u8),
             1 if twelve != 0 => cdb12(twelve, flags, lba32, count32),
             2 => cdb16(sixteen, flags, lba, count32),
-            _ => cdb10(ten, flags, lba32, count as u16),
+            choice => match of_32_bytes(ten).filter(|_| choice == 3) {
+                Some(action) => cdb32(action, flags, lba, count32),
+                None => cdb10(ten, flags, lba32, count as u16),
+            },
         }
     }
 

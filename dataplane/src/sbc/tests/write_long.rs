@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use super::super::cdb::action::SAO_WRITE_LONG;
 use super::super::cdb::opcode::*;
-use super::super::cdb::SAO_WRITE_LONG;
 use super::*;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::memory::MemoryEngine;
@@ -50,7 +50,7 @@ fn what_is_planned_and_what_is_refused() {
             io(plan_roomy(&policy, &cdb10(WRITE_LONG, flags, 5, 9))),
             want
         );
-        let cdb = cdb16(SERVICE_ACTION_OUT_16, flags | SAO_WRITE_LONG, 5, 9);
+        let cdb = cdb16(SERVICE_ACTION_OUT_16, flags | SAO_WRITE_LONG as u8, 5, 9);
         assert_eq!(io(plan_roomy(&policy, &cdb)), want);
     }
     for (cdb, sense) in [

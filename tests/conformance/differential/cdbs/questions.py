@@ -10,8 +10,8 @@ from typing import Final
 from tests.conformance.differential.cdbs.asking import Question
 from tests.conformance.differential.cdbs.medium import BLOCK, BLOCKS, contents
 from vscsi_emu.scsi.cdb import (
-    SERVICE_ACTION_MASK,
     SERVICE_ACTION_OPCODES,
+    VARIABLE_LENGTH,
     CommandType,
     Feature,
     Field,
@@ -51,7 +51,7 @@ def questions(seed: int) -> Iterator[Question]:
         if not table.supports_opcode(opcode):
             yield Question(f"opcode {opcode:02X}h", _unknown(opcode, 0), b"", 0, False)
         elif opcode in SERVICE_ACTION_OPCODES:
-            for action in range(SERVICE_ACTION_MASK + 1):
+            for action in range(32):
                 if table.get(opcode, action) is None:
                     name = f"opcode {opcode:02X}h, service action {action:02X}h"
                     yield Question(name, _unknown(opcode, action), b"", 0, False)
@@ -76,21 +76,17 @@ def _cdbs(command: CommandType, chance: random.Random) -> Iterator[tuple[str, by
             yield f"{command.name}, {words}", _cdb(command, values)
     for byte, number in _reserved(command):
         cdb = bytearray(_cdb(command, {}))
-        cdb[byte] |= 1 << number
-        where = "CONTROL" if byte == command.length - 1 else "reserved"
+        cdb[byte] ^= 1 << number
+        where = "CONTROL" if byte == command.control_byte else "reserved"
         yield f"{command.name}, {where} bit {byte}.{number}", bytes(cdb)
 
 
 def _cdb(command: CommandType, values: Mapping[str, int]) -> bytes:
     """The CDB with these values, the others as in a plain command."""
     cdb = bytearray(command.length)
-    cdb[0] = command.opcode
-    cdb[1] |= command.service_action or 0
     for name, field in command.fields.items():
-        value = values.get(name, _plain(command, name)) << field.low
-        for offset, byte in enumerate(value.to_bytes(field.size), field.byte):
-            cdb[offset] |= byte
-    return bytes(cdb)
+        field.insert(cdb, values.get(name, _plain(command, name)))
+    return command.named(bytes(cdb))
 
 
 def _plain(command: CommandType, name: str) -> int:
@@ -147,6 +143,8 @@ def _reserved(command: CommandType) -> Iterator[tuple[int, int]]:
 
 def _unknown(opcode: int, action: int) -> bytes:
     """A CDB of zeros as long as the operation code's group says (SPC-6, operation code)."""
+    if opcode == VARIABLE_LENGTH:
+        return bytes([opcode]).ljust(7, b"\0") + bytes([0x18, 0, action]) + bytes(22)
     length = {0: 6, 1: 10, 2: 10, 4: 16, 5: 12}.get(opcode >> 5, 16)
     return bytes([opcode, action]).ljust(length, b"\0")
 
@@ -156,8 +154,7 @@ def _unknown(opcode: int, action: int) -> bytes:
 
 def _question(command: CommandType, name: str, cdb: bytes) -> Question | None:
     """With the data that the CDB asks for; None if that is more than can be moved."""
-    fields = command.parse(bytes(command.length)).command.fields
-    values = {field: declared.extract(cdb) for field, declared in fields.items()}
+    values = {field: declared.extract(cdb) for field, declared in command.fields.items()}
     data_out, room = b"", 0
     if "allocation_length" in values:
         room = min(values["allocation_length"], ROOM)
@@ -184,7 +181,11 @@ def _question(command: CommandType, name: str, cdb: bytes) -> Question | None:
 
 
 _HARMLESS: Final = frozenset(
-    {"TEST UNIT READY", "VERIFY(10)", "VERIFY(12)", "VERIFY(16)", "PRE-FETCH(10)", "PRE-FETCH(16)"}
+    {
+        "TEST UNIT READY",
+        *("VERIFY(10)", "VERIFY(12)", "VERIFY(16)", "VERIFY(32)"),
+        *("PRE-FETCH(10)", "PRE-FETCH(16)"),
+    }
 )
 
 
