@@ -38,6 +38,7 @@ _CAPACITY: Final = "CAPACITY_DATA_HAS_CHANGED"
 """As the kernel calls it."""
 _ATTEMPTS: Final = 20
 _PAUSE_SECONDS: Final = 0.25
+_RETRY_SECONDS: Final = 5.0
 
 
 class Followed:
@@ -118,6 +119,8 @@ class Followed:
                 await work()
             except Exception:
                 log.exception("internal error while following %s", self._backend.spec)
+                await asyncio.sleep(_RETRY_SECONDS)
+                due.set()
 
     def _listen(self, backend: SgBackend) -> None:
         self._hearing = asyncio.create_task(self._hear_commands(backend))
@@ -159,10 +162,10 @@ class Followed:
         ]
         backend.passthrough.close()
         await unit.quiesce()
+        backend.close()  # first: its names may be wanted as soon as somebody hears of this
         for hba, address in places:
             with suppress(KeyError):  # somebody else has removed it meanwhile
                 await hba.remove_lun(address)
-        backend.close()
 
     async def _return(
         self, old: SgBackend, device: ScsiDevice, places: list[tuple[Hba, Address]]

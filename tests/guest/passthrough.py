@@ -486,15 +486,27 @@ def delete() -> None:
     Path("/sys/bus/scsi/devices/0:0:0:0/delete").write_text("1")
 
 
+QUEUES: Final = "sd*/queue/max_sectors_kb"
+"""What comes last of a disk."""
+
+
 def scan() -> None:
     Path("/sys/class/scsi_host/host0/scan").write_text("- - -")
 
 
-def scanned() -> None:
-    """As `scan`, and the disk is there."""
-    scan()
-    # What comes last of it.
-    until(Path("/sys/block/sda/queue/max_sectors_kb").exists, "the disk did not come back")
+def restored() -> None:
+    """The disk is there, by its first names: while they are still in use it is given others."""
+
+    def done() -> bool:
+        if not Path("/sys/bus/scsi/devices/0:0:0:0").exists():
+            scan()
+        until(lambda: any(Path("/sys/block").glob(QUEUES)), "the disk did not come back")
+        if scsi_device("sda").exists() and Path("/dev/sg0").exists():
+            return True
+        delete()
+        return False
+
+    until(done, "the disk did not get its names back")
 
 
 def told(machine: Machine, reason: ResetReason) -> None:
@@ -536,6 +548,7 @@ def unplug(node: str) -> None:
         told(machine, ResetReason.RESCAN)
         machine.take_attentions()
         machine.round_trip(0, pattern(BLOCK, 2))
+    restored()
 
 
 def unplugged_under_load() -> None:
@@ -559,7 +572,7 @@ def unplugged_under_load() -> None:
             assert ends.keys() <= UNPLUGGED, ends
             assert ends[Response.TRANSPORT_FAILURE, 0] <= MANY, "only those that were on their way"
             told(machine, ResetReason.REMOVED)
-        scanned()
+        restored()
 
 
 def replaced() -> None:
@@ -576,9 +589,7 @@ def replaced() -> None:
         told(machine, ResetReason.RESCAN)
         machine.take_attentions()
         machine.round_trip(0, pattern(BLOCK, 4))
-    # It was given another name, as the first was still in use.
-    delete()
-    scanned()
+    restored()
 
 
 def events_lost() -> None:
@@ -604,6 +615,7 @@ def events_lost() -> None:
         told(machine, ResetReason.REMOVED)
         scan()
         told(machine, ResetReason.RESCAN)
+    restored()
 
 
 def unheard() -> None:
@@ -617,7 +629,7 @@ def unheard() -> None:
             result = machine.command(bytes(6))
             assert result.response == Response.BAD_TARGET, show(result)
             told(machine, ResetReason.REMOVED)
-        scanned()
+        restored()
 
 
 def resized() -> None:

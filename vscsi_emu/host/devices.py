@@ -141,7 +141,9 @@ def devices(roots: Roots = THIS_MACHINE) -> list[ScsiDevice]:
 
 def at(address: Address, roots: Roots = THIS_MACHINE) -> ScsiDevice | None:
     """The logical unit at `address`; None when there is none, or no longer."""
-    path = (roots.sysfs / "bus" / "scsi" / "devices" / str(address)).resolve()
+    path = sysfs.resolved(roots.sysfs / "bus" / "scsi" / "devices" / str(address))
+    if path is None:
+        return None
     kind, instance = sysfs.number(path / "type"), sysfs.inode(path)
     if kind is None or instance is None:
         return None

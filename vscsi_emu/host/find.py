@@ -82,7 +82,8 @@ def _by_number(name: str, status: os.stat_result, roots: Roots) -> ScsiDevice:
     """By major and minor number: nodes may be called anything."""
     kind = "block" if stat.S_ISBLK(status.st_mode) else "char"
     number = f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"
-    owner = (roots.sysfs / "dev" / kind / number).resolve()
+    link = roots.sysfs / "dev" / kind / number
+    owner = sysfs.resolved(link) or link
     for parent in owner.parents:
         address = Address.parse(parent.name)
         if address and (device := at(address, roots)) and device.path == parent:

@@ -27,6 +27,14 @@ def number(path: Path) -> int | None:
         return None
 
 
+def resolved(link: Path) -> Path | None:
+    """Where a link leads; None where it is missing, or vanishes while it is followed."""
+    try:
+        return link.resolve(strict=True)
+    except OSError:
+        return None
+
+
 def inode(directory: Path) -> int | None:
     """What the kernel numbers a directory with; another one of the same name has another."""
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -104,3 +106,9 @@ def test_a_device_that_comes_again_is_another_instance(machine: Machine) -> None
 def test_a_device_may_be_about_to_go(machine: Machine, state: str, stays: bool) -> None:
     machine.device("0:0:0:0", state=state)
     assert [found.stays for found in devices(machine.roots)] == [stays]
+
+
+def test_a_device_may_vanish_while_it_is_looked_up(machine: Machine) -> None:
+    machine.device("0:0:0:0")
+    with mock.patch.object(Path, "resolve", side_effect=FileNotFoundError):
+        assert devices(machine.roots) == []
