@@ -116,14 +116,14 @@ class Backend:
         return True
 
     @property
-    def resizable(self) -> bool:
-        """Whether `set_size` may work."""
-        return False
+    def fixed(self) -> str | None:
+        """Why it cannot have another size; None where `set_size` may work."""
+        return "its storage has a size of its own"
 
     def set_size(self, size: int) -> None:
         """Makes what holds the bytes `size` bytes long, apart from `engine.size`: before that if it
         grows, after it if it shrinks. Blocks. `BackendError` where that is not possible."""
-        raise BackendError(f"{self.spec} cannot be resized")
+        raise BackendError(f"{self.spec} cannot be resized: {self.fixed}")
 
     def located(self, size: int) -> str:
         """`LunSpec.location` of the same storage with `size` bytes."""

@@ -71,8 +71,8 @@ class FileBackend(Backend):
         return not self.spec.read_only
 
     @property
-    def resizable(self) -> bool:
-        return self.writable
+    def fixed(self) -> str | None:
+        return None if self.writable else "it was opened read-only"
 
     def set_size(self, size: int) -> None:
         """A block device was resized by its owner, if at all."""

@@ -11,8 +11,8 @@ class SizedBackend(Backend):
     """Storage that is nothing but its size."""
 
     @property
-    def resizable(self) -> bool:
-        return True
+    def fixed(self) -> None:
+        return None
 
     def set_size(self, size: int) -> None:
         pass  # the engine's is all there is

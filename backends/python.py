@@ -55,6 +55,11 @@ class PythonBackend(Backend):
                 f"{self.spec}: the class bounds its own space (ENOSPC); leave out thin="
             )
 
+    def install_cache(self) -> None:
+        """`start` does it: there is no engine before."""
+        if self.python_device is not None:
+            raise SpecError(f"{self.spec}: it is no disk; leave out volatile-cache")
+
     def start(self, owner: Owner) -> None:
         if self.python_device is not None:
             return
@@ -66,6 +71,28 @@ class PythonBackend(Backend):
             self.storage.size,
             discard=type(self.storage).discard is not Storage.discard,
         )
+        if self.spec.volatile_cache:
+            super().install_cache()
+
+    @property
+    def fixed(self) -> str | None:
+        if self.python_device is not None:
+            return "it is no disk"
+        if type(self.storage).resize is Storage.resize:
+            return "its class has no resize method"
+        return None
+
+    def set_size(self, size: int) -> None:
+        try:
+            self._threads.submit(self.storage.resize, size).result()
+        except Exception as error:
+            # A user's own class may raise anything at all.
+            log.exception("%s: resize to %d bytes", self.spec, size)
+            raise BackendError(f"{self.spec}: {type(error).__name__}: {error}") from error
+        if self.storage.size != size:
+            raise BackendError(
+                f"{self.spec}: its resize method left size at {self.storage.size}, not {size}"
+            )
 
     def flush(self) -> None:
         if self.python_device is None and not self.spec.read_only:

@@ -14,7 +14,7 @@ from vscsi_emu import _dataplane
 from vscsi_emu.backends.base import Backend, BackendError
 from vscsi_emu.backends.uri import LunSpec, SpecError, parse_switch
 from vscsi_emu.host.access import access
-from vscsi_emu.host.devices import SECTOR, ScsiDevice
+from vscsi_emu.host.devices import SECTOR, ScsiDevice, at
 from vscsi_emu.host.errors import HostError
 from vscsi_emu.host.find import find
 from vscsi_emu.host.limits import QueueLimits, queue_limits
@@ -59,8 +59,8 @@ class SgBackend(Backend):
         with ExitStack() as stack:
             self._hold(stack)
             # Sends commands, so after it is ours.
-            self.limits: Final = queue_limits(self.device, commands=not serving)
-            self.transfer_limits: Final = _transfer_limits(self.limits)
+            self.limits = queue_limits(self.device, commands=not serving)
+            self.transfer_limits = _transfer_limits(self.limits)
             self.passthrough: Final = _dataplane.Passthrough(
                 self._open(self.node, stack),
                 _SG_IO_V4 if self.node == self.device.bsg else _SG_IO_HDR,
@@ -71,6 +71,7 @@ class SgBackend(Backend):
             )
             stack.callback(self.passthrough.close)
             self.capacity: Final = self._capacity()
+            self.block_size = self.capacity.block_size or self.block_size
             self._until_closed = stack.pop_all()
         self.engine = _dataplane.Engine.passthrough(self.passthrough)
 
@@ -79,6 +80,28 @@ class SgBackend(Backend):
             if found.name == name:
                 return found.value, f"{found.source} of {self.spec}"
         return None
+
+    def reread_limits(self) -> bool:
+        """Whether the host's limits are others now: commands that begin keep to them. May wait for
+        the host."""
+        found = queue_limits(self.device, commands=False, before=self.limits)
+        # Of a device that goes, some of what limits it goes first.
+        own, now = self.device, at(self.device.address, self.device.roots)
+        whole = now is not None and now.block == own.block
+        pairs = zip(found, self.limits, strict=True)
+        if not (whole and self.is_there and any(a.value != b.value for a, b in pairs)):
+            return False
+        self.limits, self.transfer_limits = found, _transfer_limits(found)
+        self.passthrough.set_limits(self.transfer_limits)
+        return True
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the host still has the device that was opened, with the node that is used."""
+        own, now = self.device, at(self.device.address, self.device.roots)
+        if now is None or not now.stays:
+            return False
+        return own.instance == now.instance and self.node in now.nodes
 
     def is_it(self, device: ScsiDevice) -> bool:
         """Whether this is the device, by name where it has one: addresses are given anew."""

@@ -19,7 +19,7 @@ class Storage:
     threads: int = 1
     """How many methods run at a time."""
     size: int
-    """In bytes; fixed."""
+    """In bytes; changed by `resize` only."""
 
     def read(self, offset: int, length: int) -> bytes:
         """`length` bytes, from `offset` on."""
@@ -35,6 +35,12 @@ class Storage:
     def discard(self, offset: int, length: int) -> None:
         """Frees a range, which reads as zeros afterwards. A class that overrides it is served as
         thinly provisioned."""
+        raise NotImplementedError
+
+    def resize(self, size: int) -> None:
+        """Makes `size` bytes of it (`lun.resize`): what is new reads as zeros, what is beyond the
+        end is lost, and the attribute `size` says so on return. No other method runs meanwhile. A
+        class that does not override it cannot be resized."""
         raise NotImplementedError
 
     def close(self) -> None:

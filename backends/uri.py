@@ -67,6 +67,12 @@ class LunSpec:
     """Percent of the space in use at which initiators are told."""
     queue_depth: int | None = None
     """The most commands in the task set, then TASK SET FULL."""
+    max_sectors: int | None = None
+    """What initiators are told that one transfer has at most, in 512 bytes."""
+    seg_max: int | None = None
+    """The same of its segments."""
+    cmd_per_lun: int | None = None
+    """The same of commands in flight."""
     iops: int | None = None
     """The most media commands a second."""
     iops_burst: int | None = None
@@ -173,6 +179,13 @@ def _queue_depth(text: str) -> int:
     return depth
 
 
+def _cap(text: str) -> int:
+    cap = int(text) if text.isascii() and text.isdecimal() else 0
+    if cap < 1:
+        raise SpecError(f"{text!r} is not a number from 1")
+    return cap
+
+
 def _rate(text: str) -> int:
     rate = int(text) if text.isascii() and text.isdecimal() else 0
     if not 1 <= rate <= MAX_RATE:
@@ -237,6 +250,9 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "volatile-cache": _Key("volatile_cache", parse_switch, bare="on"),
         "tear": _Key("tear", _tear),
         "queue-depth": _Key("queue_depth", _queue_depth),
+        "max-sectors": _Key("max_sectors", _cap),
+        "seg-max": _Key("seg_max", _cap),
+        "cmd-per-lun": _Key("cmd_per_lun", _cap),
         "iops": _Key("iops", _rate),
         "iops-burst": _Key("iops_burst", _rate),
         "bps": _Key("bps", _byte_rate),

@@ -188,6 +188,9 @@ RESET_TARGET: Final = 1
 RESET_BUS: Final = 2
 RESET_HOST: Final = 3
 
+DEVICE_GONE: Final = 1
+LIMIT_REFUSED: Final = 2
+
 @final
 class PassthroughLimits:
     """What the host takes in one command. Commands over it are split, and data that lies wrong in
@@ -233,6 +236,10 @@ class Passthrough:
     def close(self) -> None:
         """The device is gone: commands end with BAD_TARGET, those that run as the host ends them;
         with the last one the node is closed."""
+    def watch(self, inbox: Inbox, token: int) -> None:
+        """Ends `token` once when a command shows that the device is gone (DEVICE_GONE), or the host
+        refuses what keeps to the limits (LIMIT_REFUSED); at once, if it has since the last call.
+        Its value are these bits; 0 when it is closed."""
     def set_limits(self, limits: PassthroughLimits) -> None:
         """For commands that begin from now on."""
     def set_capacity(self, block_size: int, blocks: int) -> None:
@@ -371,8 +378,11 @@ class FaultRule:
     drawn by `seed`, at most `times` (0: any number).
 
     `answer`: a virtio response and a SAM status, with `sense` (key, ASC and ASCQ as one number), in
-    place of processing, or after it if `executed`. `located`: the error is at the first of
-    `blocks`; what is before is transferred. `delay`: in seconds, ``("fixed", t, 0)``,
+    place of processing, or after it if `executed`. `bad`: `blocks` fail with this sense key, ASC
+    and ASCQ, and what a command does before the first of them is done; where it both reads and
+    changes blocks, the first element says whether reads fail. `wear`: blocks in an erase unit, how
+    often one can be written, and spare ones; ValueError: `blocks` are more than MAX_WEAR_UNITS of
+    them. It is for writes. `delay`: in seconds, ``("fixed", t, 0)``,
     ``("uniform", least, most)``, ``("normal", mean, deviation)``, or ``("lognormal", median,
     deviation of the logarithm)``. `hang`: until `Worker.release`. `short`: the part of the data
     that is transferred. `corruption`: ``"flip"``, ``"torn"``, ``"lost"``, ``"misdirected"``.
@@ -397,7 +407,8 @@ class FaultRule:
         answer: tuple[int, int] | None = None,
         sense: tuple[int, int] | None = None,
         executed: bool = False,
-        located: bool = False,
+        bad: tuple[bool, int, int] | None = None,
+        wear: tuple[int, int, int] | None = None,
         delay: tuple[str, float, float] | None = None,
         hang: bool = False,
         short: float | None = None,
@@ -524,11 +535,12 @@ class Nexus:
 
 @final
 class Statistics:
-    """Counted since the nexus was made. Where there are three they are of reads, of writes and of
-    all other commands, by their routes."""
+    """Counted since the nexus or port was made. Where there are three they are of reads, of writes
+    and of all other commands, by their routes. A command that its driver sees ended is counted."""
 
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """Without those that their worker ends before it takes the next one."""
     @property
     def bytes(self) -> tuple[int, int, int]:
         """Data moved, either way."""
@@ -536,9 +548,10 @@ class Statistics:
     def latencies(
         self,
     ) -> tuple[list[tuple[int, int]], list[tuple[int, int]], list[tuple[int, int]]]:
-        """(longest latency, commands) of each bucket with any, in nanoseconds, from where a command
-        is taken from its queue to where its response is written. A bucket is 64 ns wide, or at
-        most 1/16 of what it counts; the last one ends at 68 s and counts what is longer, too."""
+        """(longest latency, commands) of each bucket with any, in nanoseconds, from where a worker
+        begins to take a queue's commands, at most 64 at once, to where it shows the driver what of
+        them has ended. A bucket is 64 ns wide, or at most 1/16 of what it counts; the last one ends
+        at 68 s and counts what is longer, too."""
     @property
     def statuses(self) -> list[tuple[int, int]]:
         """(SAM status other than GOOD, commands)."""
@@ -633,6 +646,10 @@ class Port:
         """(target, LUN) → nexus, swapped atomically. A request to a target without any entry, and
         not in `targets`, is answered BAD_TARGET; to an absent LUN of a known target, or to a
         well-known LU, it comes to Python with `nexus` None."""
+    @property
+    def statistics(self) -> dict[int, Statistics]:
+        """What its commands for no logical unit cost until now, by index of the queue that they
+        came from: to addresses without one, to a well-known one, malformed."""
 
 # ── Workers and the inbox ──────────────────────────────────────────────────────────────────────
 
@@ -643,6 +660,8 @@ class Command:
 
     @property
     def port(self) -> Port: ...
+    @property
+    def queue(self) -> Queue: ...
     @property
     def nexus(self) -> Nexus | None: ...
     @property
@@ -790,8 +809,10 @@ class Worker:
         lu: Lu | None = None,
         nexus: Nexus | None = None,
         tag: int | None = None,
+        opcodes: Sequence[int] = ...,
     ) -> None:
-        """Counts matching commands in the task set now (after taking as above): "done", `value`."""
+        """Counts matching commands in the task set now (after taking as above): "done", `value`.
+        `opcodes`: only with one of these OPERATION CODEs, or any."""
     def release(self, lu: Lu, rule: FaultRule | None = None) -> None:
         """Commands of `lu` that `rule` makes hang go on. None: those that wait for its limits take
         their turn anew, after `Lu.set_limits`."""
@@ -867,6 +888,8 @@ class Notifier:
 KIND_CONTROL: Final = 0
 KIND_EVENT: Final = 1
 KIND_REQUEST: Final = 2
+MAX_WEAR_UNITS: Final = 1048576
+"""Erase units of one `FaultRule`."""
 
 @final
 class Queue:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vscsi_emu.backends import BackendError, SpecError
 from vscsi_emu.backends.uri import MAX_RATE
+from vscsi_emu.caps import CapError, check_unit, of_unit
 from vscsi_emu.journal import Kind
 from vscsi_emu.scsi.sense import ScsiError
 from vscsi_emu.virtio.scsi import Response
@@ -55,7 +56,7 @@ class Disk:
         self._runtime = runtime
         self._lock = asyncio.Lock()
         self._closed = False
-        self._apply_limits()
+        self._apply()
 
     @property
     def id(self) -> str:
@@ -75,8 +76,9 @@ class Disk:
                 self.backend.check_size(size, f"name a multiple of {self.backend.block_size}")
             except SpecError as error:
                 raise OperationError(str(error), "size") from None
-            if not self.backend.resizable:
-                raise OperationError(f"{self.id} ({self.config.spec}) cannot be resized", "lun")
+            if (why := self.backend.fixed) is not None:
+                spec = self.config.spec
+                raise OperationError(f"{self.id} ({spec}) cannot be resized: {why}", "lun")
             if self.unit.overwriting:
                 raise OperationError(f"{self.id}: SANITIZE or FORMAT UNIT is under way")
             if size == self.size:
@@ -131,6 +133,32 @@ class Disk:
                 Kind.LUN_CHANGED, f"is {'read-only' if spec.read_only else 'writable'}, {cache}"
             )
 
+    async def lower(self, **caps: int | None) -> None:
+        """`max_sectors`, `seg_max`, `cmd_per_lun` of `LunSpec`: 0 takes it away, None leaves it.
+        The HBAs are to be told (`Hba.limits_changed`). `OperationError`."""
+        async with self._change():
+            changes: dict[str, Any] = {
+                field: cap or None for field, cap in caps.items() if cap is not None
+            }
+            spec = replace(self.config.spec, **changes)
+            try:
+                check_unit(spec, self.backend)
+            except CapError as error:
+                raise OperationError(f"{self.id}: {error}", error.field) from None
+            self.config = replace(self.config, spec=spec)
+            self.unit.lower(of_unit(spec))
+            self._note(Kind.LUN_CHANGED, "has other limits")
+
+    def renew(self, backend: Backend, unit: LogicalUnit) -> None:
+        """The same storage, opened again; no HBA has the old unit any more."""
+        self.backend, self.unit = backend, unit
+        self._apply()
+
+    def _apply(self) -> None:
+        """What was asked for, to a unit that knows nothing of it."""
+        self.unit.lower(of_unit(self.config.spec))
+        self._apply_rates()
+
     async def limit(self, **rates: int | None) -> None:
         """`iops`, `bps`, `iops_burst`, `bps_burst` of `LunSpec`: 0 takes a limit away, None leaves
         it. What waits takes its turn at the new rates. `OperationError`."""
@@ -142,13 +170,13 @@ class Disk:
                 name: rate or None for name, rate in rates.items() if rate is not None
             }
             self.config = replace(self.config, spec=replace(self.config.spec, **changes))
-            self._apply_limits()
+            self._apply_rates()
             self._runtime.release(self.unit.data_plane)
             spec = self.config.spec
             iops, bps = spec.iops or "any number of", spec.bps or "any number of"
             self._note(Kind.LUN_CHANGED, f"may do {iops} commands and {bps} bytes a second")
 
-    def _apply_limits(self) -> None:
+    def _apply_rates(self) -> None:
         spec = self.config.spec
         self.unit.data_plane.set_limits(
             _rate(spec.iops, spec.iops_burst), _rate(spec.bps, spec.bps_burst)
@@ -157,7 +185,8 @@ class Disk:
     async def pause(self, *, deadline: float) -> bool:
         """From now on commands wait for `resume`. Whether those that ran are over within
         `deadline` seconds; it stays paused in any case. A guest gives a command up after some time
-        (Linux: 30 s), and then aborts it. SANITIZE and FORMAT UNIT go on."""
+        (Linux: 30 s), and then aborts it. A driver that stops its queue meanwhile has them back,
+        with BUSY. SANITIZE and FORMAT UNIT go on."""
         async with self._change():
             if not self.unit.paused:
                 self._pause()
@@ -171,13 +200,9 @@ class Disk:
     async def resume(self) -> None:
         """Commands that waited are processed, in the order they came."""
         async with self._change():
-            self.release()
-
-    def release(self) -> None:
-        """As `resume`, at once; whatever else is under way."""
-        if self.unit.paused:
-            self._resume()
-            self._note(Kind.LUN_RESUMED, "goes on")
+            if self.unit.paused:
+                self._resume()
+                self._note(Kind.LUN_RESUMED, "goes on")
 
     async def flush(self) -> None:
         """What was written is durable on return. `OperationError`."""

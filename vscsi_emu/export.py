@@ -54,6 +54,9 @@ def _hba(hba: HbaConfig, ids: Mapping[str, str]) -> Iterator[tuple[str, object]]
     yield "queues", hba.queues
     if hba.initiator is not None:
         yield "initiator", hba.initiator
+    if hba.port_group is not None:
+        yield "port-group", hba.port_group
+    yield from hba.caps.items()
     if hba.in_band:
         yield "in-band", True
     if hba.access_platform:

@@ -4,174 +4,91 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import replace
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from vscsi_emu.backends import BackendError, SpecError
 from vscsi_emu.backends.sg import SgBackend
-from vscsi_emu.host.devices import at
+from vscsi_emu.followed import Followed
+from vscsi_emu.host.attributes import Attributes
 from vscsi_emu.host.errors import HostError
-from vscsi_emu.host.monitor import Change, Monitor
-from vscsi_emu.passthrough import PassthroughUnit
-from vscsi_emu.passthrough.capacity import NONE, read_capacity
-from vscsi_emu.scsi.identity import Identity
-from vscsi_emu.scsi.sense import Asc
+from vscsi_emu.host.monitor import Monitor
 
 if TYPE_CHECKING:
-    from vscsi_emu.backends import Backend
     from vscsi_emu.disk import Disk
-    from vscsi_emu.hba import Address, Hba
-    from vscsi_emu.host.devices import ScsiDevice
-    from vscsi_emu.runtime import Runtime
     from vscsi_emu.service import Service
 
 log = logging.getLogger(__name__)
 
-_CAPACITY: Final = Asc.CAPACITY_DATA_HAS_CHANGED.name
-_ATTEMPTS: Final = 20
-_PAUSE_SECONDS: Final = 0.25
-"""A device is told of before its nodes are there."""
+_PAUSE_SECONDS: Final = 1.0
 
 
 class Follower:
-    """Unplugs units whose devices are gone, and plugs them in again when the same come back."""
+    """Follows all units that are host devices: those that go are unplugged, those that come back
+    plugged in again, and guests hear of new limits and capacities. Needs a running event loop."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
-        self._away: dict[Disk, list[tuple[Hba, Address]]] = {}
-        """Disks whose devices are gone, and where they were."""
-        self._task: asyncio.Task[None] | None = None
-        self._asking: set[asyncio.Task[None]] = set()
+        self._followed: dict[Disk, Followed] = {}
+        self._closing: set[asyncio.Task[None]] = set()
+        self._listening: asyncio.Task[None] | None = None
+        self._attributes: Attributes | None = None
 
     def start(self) -> None:
-        """Without the kernel's events, where these cannot be had, nothing is followed."""
+        """What cannot be had here is done without: then commands alone show what has happened."""
+        try:
+            self._attributes = Attributes()
+        except HostError as error:
+            log.warning("limits that are changed on the host are noticed late: %s", error)
         try:
             monitor = Monitor()
         except HostError as error:
-            log.warning("host devices that go or change are not noticed: %s", error)
-            return
-        self._task = asyncio.create_task(self._follow(monitor))
-        self._task.add_done_callback(_say_why)
+            log.warning("host devices that go or change are noticed late: %s", error)
+        else:
+            self._listening = asyncio.create_task(self._listen(monitor))
+        self.look()
 
     async def close(self) -> None:
         """Before the HBAs are closed."""
-        tasks = [*self._asking, *([self._task] if self._task else [])]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        if self._listening is not None:
+            self._listening.cancel()
+            await asyncio.gather(self._listening, return_exceptions=True)
+        await asyncio.gather(*(followed.close() for followed in self._followed.values()))
+        await asyncio.gather(*self._closing)
+        if self._attributes is not None:
+            self._attributes.close()
 
-    async def _follow(self, monitor: Monitor) -> None:
-        async for change in monitor:
-            for disk in list(self._service.disks.values()):
-                backend, unit = disk.backend, disk.unit
-                if (
-                    isinstance(backend, SgBackend)
-                    and isinstance(unit, PassthroughUnit)
-                    and backend.is_it(change.device)
-                ):
-                    try:
-                        await self._apply(disk, backend, unit, change)
-                    except Exception:
-                        log.exception("internal error while following %s", backend.spec)
+    def look(self) -> None:
+        """There may be new disks. What became of a device since it was opened shows only now."""
+        for disk in self._service.disks.values():
+            if isinstance(disk.backend, SgBackend) and disk not in self._followed:
+                watch = self._attributes.watch if self._attributes else _unwatched
+                over = partial(self._forget, disk)
+                self._followed[disk] = Followed(self._service, disk, watch, over)
+        for followed in self._followed.values():
+            followed.look()
 
-    async def _apply(
-        self, disk: Disk, backend: SgBackend, unit: PassthroughUnit, change: Change
-    ) -> None:
-        device, there = change.device, disk not in self._away
-        match change.kind:
-            case "removed" if there and device.address == backend.device.address:
-                await self._gone(disk, backend)
-            case "added" if not there:
-                await self._back(disk, backend, device)
-            case "changed" if there and {"size", "block_size"} & {*change.changed}:
-                self._ask(backend, unit, device)
-            case "attention" if there and change.attention == _CAPACITY:
-                self._ask(backend, unit, device)
+    def _forget(self, disk: Disk) -> None:
+        closing = asyncio.create_task(self._followed.pop(disk).close())
+        self._closing.add(closing)
+        closing.add_done_callback(self._closing.discard)
 
-    def _ask(self, backend: SgBackend, unit: PassthroughUnit, device: ScsiDevice) -> None:
-        # Beside the rest: a device that is about to go may never answer.
-        task = asyncio.create_task(self._resized(backend, unit, device))
-        self._asking.add(task)
-        task.add_done_callback(self._asked)
-
-    def _asked(self, task: asyncio.Task[None]) -> None:
-        self._asking.discard(task)
-        if not task.cancelled() and (error := task.exception()):
-            log.error("internal error while asking for a capacity", exc_info=error)
-
-    async def _gone(self, disk: Disk, backend: SgBackend) -> None:
-        """The host ends the commands in flight; new ones find no target."""
-        log.warning("%s is gone from the host", backend.spec)
-        places = [
-            (hba, address)
-            for hba in self._service.hbas
-            for address, unit in hba.luns.items()
-            if unit is disk.unit
-        ]
-        self._away[disk] = places
-        backend.passthrough.close()
-        await disk.unit.quiesce()
-        for hba, address in places:
-            await hba.remove_lun(address)
-        backend.close()
-
-    async def _back(self, disk: Disk, old: SgBackend, device: ScsiDevice) -> None:
-        backend = await _reopened(old, device)
-        if backend is None:
-            return
-        places = self._away.pop(disk)
-        if self._service.disks.get(disk.id) is not disk:
-            backend.close()
-            return
-        log.warning("%s is back, at %s", old.spec, device)
-        unit = passthrough_unit(self._service.runtime, backend)
-        self._service.renew(disk, backend, unit)
-        for hba, address in places:
-            if hba.nexus(address) is None:
-                hba.add_lun(address, unit)
-
-    async def _resized(self, backend: SgBackend, unit: PassthroughUnit, device: ScsiDevice) -> None:
-        if device.state != "running" or device.size is None:
-            return  # on its way out: sizes vanish first
-        found = await asyncio.to_thread(read_capacity, backend.passthrough)
-        if found in (NONE, unit.capacity):
-            return
-        log.warning("%s has %d blocks of %d bytes now", backend.spec, *reversed(found))
-        unit.resized(found)
+    async def _listen(self, monitor: Monitor) -> None:
+        while True:
+            try:
+                async for change in monitor:
+                    for followed in list(self._followed.values()):
+                        followed.hear(change)
+            except Exception:
+                log.exception("listening to the kernel's device events anew")
+            await asyncio.sleep(_PAUSE_SECONDS)
+            try:
+                monitor = Monitor()
+            except HostError as error:
+                log.warning("host devices that go or change are noticed late: %s", error)
+                return
+            self.look()
 
 
-def _say_why(following: asyncio.Task[None]) -> None:
-    if not following.cancelled():
-        log.error("host devices are not followed any more", exc_info=following.exception())
-
-
-async def _reopened(old: SgBackend, device: ScsiDevice) -> SgBackend | None:
-    error: Exception | None = None
-    for _ in range(_ATTEMPTS):
-        # Its drivers come one after the other.
-        device = at(device.address) or device
-        node = old.like_node(device) or device.address
-        spec = replace(old.spec, location=str(node))
-        try:
-            return await asyncio.to_thread(SgBackend, spec, old.name, serving=True)
-        except (BackendError, SpecError) as found:
-            error = found
-        await asyncio.sleep(_PAUSE_SECONDS)
-    log.error("%s is back, but cannot be served: %s", old.spec, error)
-    return None
-
-
-def passthrough_unit(runtime: Runtime, backend: Backend) -> PassthroughUnit:
-    """The unit that a device is. `backend` is an `SgBackend`."""
-    assert isinstance(backend, SgBackend)
-    return PassthroughUnit(
-        backend.passthrough,
-        backend.transfer_limits,
-        device_type=backend.device.type,
-        level=backend.level,
-        capacity=backend.capacity,
-        max_segments=backend.limits.seg_max.value,
-        commands=backend.limits.cmd_per_lun.value,
-        identity=Identity(backend.serial, bytes.fromhex(backend.naa)),
-        quiesce=runtime.quiesce,
-    )
+def _unwatched(*_: object) -> Callable[[], None]:
+    return lambda: None

@@ -43,7 +43,8 @@ class Behaviour:
     driver: str
     """What becomes of our own driver: the error that it raises, or that it goes on."""
     linux: str = ""
-    """What a Linux 6.1 guest does, where a test has seen it: what its kernel says in quotes."""
+    """What a Linux 6.1 guest does, where a test has seen it: what its kernel says in quotes. Empty:
+    it cannot meet it here."""
 
 
 _ALL: Final = (
@@ -101,6 +102,7 @@ _ALL: Final = (
         Place.RING,
         "A chain is never used, though its command was processed.",
         "TimeoutError: in time",
+        "waits for ever, and never aborts the command",
     ),
     Behaviour(
         "interrupt-storm",
@@ -114,12 +116,15 @@ _ALL: Final = (
         Place.FEATURES,
         "An offered feature is missing, another one each time they are read.",
         "ProbeError: other features than before, or MmioError: must offer",
+        "goes on without it",
     ),
     Behaviour(
         "config-changes",
         Place.CONFIG,
         "Every read finds other numbers, in the same generation.",
         "MmioError: changes within a generation",
+        '"scsi 0:0:256:0: Direct-Access": it believes `max_target`, for which its requests have 8 '
+        "bits, and finds a disk again at every 256th target",
     ),
     Behaviour(
         "reset-slow",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from vscsi_emu import _dataplane
 from vscsi_emu.journal import Journal
+from vscsi_emu.parking import Parking
 from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ class Runtime:
         self._engines: dict[int, Callable[[Transfer], None]] = {}
         self._owners: dict[Port, PortOwner] = {}
         self._queues: dict[Queue, PortOwner] = {}
-        self._parked: dict[Lu, list[Command]] = {}
+        self._parking = Parking()
         self.journal: Final = Journal()
         self.inbox: Inbox = _dataplane.Inbox()
         self.workers: tuple[Worker, ...] = tuple(
@@ -83,6 +84,9 @@ class Runtime:
     async def close(self) -> None:
         """Ends the workers, after their last I/O."""
         await asyncio.gather(*(asyncio.to_thread(worker.stop) for worker in self.workers))
+
+    def close_inbox(self) -> None:
+        """After the last use of an engine that Python answers for."""
         self._loop.remove_reader(self.inbox.fileno())
 
     def reserve(self, queues: int) -> int:
@@ -102,8 +106,16 @@ class Runtime:
     def add_queue(self, queue: Queue, owner: PortOwner) -> None:
         self._queues[queue] = owner
 
-    def remove_queue(self, queue: Queue) -> None:
-        self._queues.pop(queue, None)
+    async def end_queue(self, queue: Queue, end: Callable[[int], None]) -> int:
+        """Drains a queue by a call of the data plane; its next available index. Commands that wait
+        for a paused unit do not hold it up. The queue is gone then."""
+        try:
+            ended = self._start(end)
+            self._parking.end(queue)
+            return await ended
+        finally:
+            self._parking.ended(queue)
+            self._queues.pop(queue, None)
 
     def has_queue(self, queue: Queue) -> bool:
         """Whether it was started and has not ended."""
@@ -159,7 +171,7 @@ class Runtime:
         """Ends matching commands on every worker (`_dataplane.Worker.abort`); how many there were,
         once all are complete. On return nothing that is hit begins any more."""
         unit = nexus.lu if nexus else lu
-        parked = self._take_parked(port, unit, nexus, tag) if until is None else []
+        parked = self._parking.take(port, unit, nexus, tag) if until is None else []
         # No worker may let go of the task set before the last one has hold of it.
         with unit.hold() if unit and tag is None else nullcontext():
             calls = [
@@ -179,10 +191,12 @@ class Runtime:
             ]
         return _total(calls, parked)
 
-    def query(self, *, port: Port, nexus: Nexus, tag: int | None = None) -> Awaitable[int]:
-        """How many matching commands are in the task set."""
+    def query(
+        self, *, port: Port, nexus: Nexus, tag: int | None = None, opcodes: bytes = b""
+    ) -> Awaitable[int]:
+        """How many matching commands are in the task set. `opcodes`: of these only, or of all."""
         calls = [
-            self._start(partial(worker.query, port=port, nexus=nexus, tag=tag))
+            self._start(partial(worker.query, port=port, nexus=nexus, tag=tag, opcodes=opcodes))
             for worker in self.workers
         ]
         return _total(calls)
@@ -225,45 +239,13 @@ class Runtime:
 
     def pause(self, lu: Lu) -> None:
         """Commands that come to Python wait from now on; close the gates for the others."""
-        self._parked.setdefault(lu, [])
+        self._parking.pause(lu)
 
     def resume(self, lu: Lu) -> None:
         """Decides the commands that waited, in the order they came. Open the gates before: they
         stay closed until the last of these is decided, so that nothing overtakes."""
-        for command in self._parked.pop(lu, []):
+        for command in self._parking.resume(lu):
             self._try(command)
-
-    def forget(self, port: Port) -> None:
-        """Its queues are stopped: none of its commands that wait is decided any more."""
-        self._take_parked(port, None, None, None)
-
-    def _park(self, command: Command) -> bool:
-        if not self._parked:
-            return False
-        nexus = command.nexus
-        waiting = self._parked.get(nexus.lu) if nexus else None
-        if waiting is None:
-            return False
-        waiting.append(command)
-        return True
-
-    def _take_parked(
-        self, port: Port | None, lu: Lu | None, nexus: Nexus | None, tag: int | None
-    ) -> list[Command]:
-        """Those that an abort ends: decided later, they would have effects but no answer."""
-        taken: list[Command] = []
-        for at, commands in self._parked.items():
-            if lu in (None, at):
-                hit = [
-                    command
-                    for command in commands
-                    if port in (None, command.port)
-                    and nexus in (None, command.nexus)
-                    and tag in (None, command.tag)
-                ]
-                taken += hit
-                commands[:] = [command for command in commands if command not in hit]
-        return taken
 
     # ── The inbox ──────────────────────────────────────────────────────────────────────────────
 
@@ -294,7 +276,7 @@ class Runtime:
             if owner:
                 owner.on_control(entry)
         elif owner:
-            if not self._park(entry):
+            if not self._parking.park(entry):
                 owner.on_command(entry)
         else:
             entry.fail(Response.FAILURE)

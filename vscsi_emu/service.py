@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any
 
 from vscsi_emu.backends import BackendError, SpecError, open_backend
 from vscsi_emu.backends.uri import ADDRESS
+from vscsi_emu.caps import CapError, check, check_unit
 from vscsi_emu.config import PASSTHROUGH, Config, ConfigError, LunConfig, default_id, place
 from vscsi_emu.disk import Disk, OperationError
-from vscsi_emu.hba import DEFAULTS, Address, Hba, LunBusyError
+from vscsi_emu.hba import Address, Hba, LunAbsentError, LunBusyError, Removal, remove
 from vscsi_emu.runtime import Runtime, usable_cpus
 from vscsi_emu.scsi.device import DeviceUnit
 from vscsi_emu.scsi.identity import Identity
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from vscsi_emu.backends import Backend, LunSpec
     from vscsi_emu.config import HbaConfig
     from vscsi_emu.faults.installed import FaultSet
+    from vscsi_emu.follow import Follower
     from vscsi_emu.journal import Journal
 
 log = logging.getLogger(__name__)
@@ -106,7 +108,7 @@ class Service:
         self.disks: dict[str, Disk] = {}
         """By `LunConfig.id`."""
         self._disk_of: dict[LogicalUnit, Disk] = {}
-        self._following = False
+        self._follower: Follower | None = None
         self._faults: FaultSet | None = None
 
     async def __aenter__(self) -> Service:
@@ -123,6 +125,7 @@ class Service:
         stack.callback(opened.close)
         backends = [opened.open(lun) for lun in self._config.luns]
         self._runtime = runtime = Runtime(self._workers, io_uring=self._io_uring)
+        stack.callback(runtime.close_inbox)
         stack.push_async_callback(self._close_disks)
         stack.push_async_callback(runtime.close)
         for lun, backend in zip(self._config.luns, backends, strict=True):
@@ -155,30 +158,26 @@ class Service:
 
     def _follow(self, stack: AsyncExitStack, luns: Iterable[LunConfig]) -> None:
         """Host devices among `luns`, and from then on all that are served."""
-        if self._following or all(lun.spec.scheme != PASSTHROUGH for lun in luns):
+        if all(lun.spec.scheme != PASSTHROUGH for lun in luns):
+            return
+        if self._follower is not None:
+            self._follower.look()
             return
         from vscsi_emu.follow import Follower
 
-        follower = Follower(self)
+        self._follower = follower = Follower(self)
         stack.push_async_callback(follower.close)
         follower.start()
-        self._following = True
 
     def _caps(self, hba: HbaConfig) -> dict[str, int]:
         """What lowers the limits of an HBA. Raises `StartError` for what would raise one."""
         disks = [disk for disk in self.disks.values() if disk.config.name in hba.luns.values()]
-        caps = {}
-        for option, cap in hba.caps.items():
-            name = option.replace("-", "_")
-            figures = [(int(getattr(DEFAULTS, name)), "the most that is offered")]
-            limits = (disk.backend.limit(name) for disk in disks)
-            figures += [limit for limit in limits if limit is not None]
-            most, source = min(figures)
-            if cap > most:
-                raise StartError(
-                    f"{option} {cap} is above {most}, {source}; it can only be lowered"
-                )
-            caps[name] = cap
+        caps = {name.replace("-", "_"): cap for name, cap in hba.caps.items()}
+        try:
+            for field, cap in caps.items():
+                check(field, cap, [disk.backend for disk in disks])
+        except CapError as error:
+            raise StartError(str(error)) from None
         return caps
 
     async def serve(self, stop: asyncio.Event) -> None:
@@ -196,9 +195,6 @@ class Service:
                     task.result()
         finally:
             stopping.cancel()
-            # What waits for a paused unit would hold its queue up.
-            for disk in self.disks.values():
-                disk.release()
             for task in serving:
                 task.cancel()
             await asyncio.gather(*serving, return_exceptions=True)
@@ -296,8 +292,10 @@ class Service:
     def renew(self, disk: Disk, backend: Backend, unit: LogicalUnit) -> None:
         """The same storage, opened again; no HBA has the old unit any more."""
         del self._disk_of[disk.unit]
-        disk.backend, disk.unit = backend, unit
+        disk.renew(backend, unit)
         self._disk_of[unit] = disk
+        if self._faults is not None:
+            self._faults.renewed(disk)
 
     def map_lun(self, hba: Hba, disk: Disk, address: Address) -> None:
         """Hot-plugs a disk that is served already at one more address. `OperationError`."""
@@ -306,18 +304,26 @@ class Service:
         except ValueError as error:
             raise OperationError(str(error), "at") from None
 
+    async def lower(self, disk: Disk, **caps: int | None) -> None:
+        """`Disk.lower`; the drivers of its HBAs hear of it. `OperationError`."""
+        before = disk.unit.queue_limits
+        await disk.lower(**caps)
+        if disk.unit.queue_limits != before:
+            for hba in self.hbas:
+                hba.limits_changed(disk.unit)
+
     async def remove_luns(
-        self, hba: Hba, addresses: Sequence[Address], *, deadline: float = 0.0, force: bool = True
+        self, places: Mapping[Hba, Sequence[Address]], *, deadline: float = 0.0, force: bool = True
     ) -> None:
-        """`Hba.remove_luns`; disks that no HBA has any more are closed. `OperationError`."""
+        """`Hba.remove_luns` of several HBAs: all or none. Disks that no HBA has any more are
+        closed. `OperationError`."""
         try:
-            units = await hba.remove_luns(addresses, deadline=deadline, force=force)
+            removals = [Removal(hba, addresses) for hba, addresses in places.items()]
+            units = await remove(removals, deadline=deadline, force=force)
         except LunBusyError as error:
-            raise OperationError(f"{error}; it stays (force would remove it)") from None
-        except KeyError as error:
-            raise OperationError(
-                f"{hba.name} has no unit at {show_address(error.args[0])}, or it is leaving", "lun"
-            ) from None
+            raise OperationError(f"{error}; all stay (force would remove them)") from None
+        except LunAbsentError as error:
+            raise OperationError(error.text, "lun") from None
         used = {unit for other in self.hbas for unit in other.luns.values()}
         gone = [self._disk_of.pop(unit) for unit in set(units) - used]
         for disk in gone:
@@ -366,6 +372,10 @@ class _Opened:
         except (BackendError, SpecError) as error:
             raise StartError(str(error)) from None
         self._backends.append(backend)
+        try:
+            check_unit(lun.spec, backend)
+        except CapError as error:
+            raise StartError(f"{lun.spec}: {error}") from None
         return backend
 
     def hand_over(self, backend: Backend) -> None:
@@ -396,7 +406,7 @@ def _logical_unit(
 ) -> LogicalUnit:
     spec = backend.spec
     if spec.scheme == PASSTHROUGH:
-        from vscsi_emu.follow import passthrough_unit
+        from vscsi_emu.followed import passthrough_unit
 
         return passthrough_unit(runtime, backend)
     if backend.python_device is not None:

@@ -18,6 +18,7 @@ use crate::worker::{QueueRef, Reply};
 pub struct Command {
     pub reply: Reply,
     pub port: Arc<Port>,
+    pub queue: QueueRef,
     pub nexus: Option<Arc<Nexus>>,
     pub header: CmdReq,
     pub cdb: Vec<u8>,

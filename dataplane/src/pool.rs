@@ -48,6 +48,8 @@ impl Pool {
         let mut state = self.shared.lock();
         state.work.push_back(work);
         if state.idle >= state.work.len() || state.threads >= self.max_threads {
+            // Whom it wakes needs the lock next.
+            drop(state);
             self.shared.wake.notify_one();
             return;
         }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 
 use crate::lu::Nexus;
+use crate::stats::Stats;
 
 /// virtio 1.4 5.6.4: defaults of the two fields that a driver may write.
 pub const DEFAULT_CDB_SIZE: u32 = 32;
@@ -31,6 +32,8 @@ pub struct Port {
     sense_size: AtomicU32,
     inout: AtomicBool,
     luns: ArcSwap<LunMap>,
+    /// Of commands for no unit: to addresses where there is none, to a well-known one, malformed.
+    pub stats: Arc<Stats>,
 }
 
 impl Default for Port {
@@ -40,6 +43,7 @@ impl Default for Port {
             sense_size: AtomicU32::new(DEFAULT_SENSE_SIZE),
             inout: AtomicBool::new(false),
             luns: ArcSwap::default(),
+            stats: Arc::default(),
         }
     }
 }

@@ -3,6 +3,7 @@
 /// Sense keys (SPC-6, sense key table).
 pub mod key {
     pub const NO_SENSE: u8 = 0x0;
+    pub const RECOVERED_ERROR: u8 = 0x1;
     pub const NOT_READY: u8 = 0x2;
     pub const MEDIUM_ERROR: u8 = 0x3;
     pub const HARDWARE_ERROR: u8 = 0x4;

@@ -1,4 +1,5 @@
-//! What the commands of one nexus cost: counts, bytes and latencies, a shard for each queue.
+//! What the commands of one nexus cost, or a port's that are for no unit: counts, bytes and
+//! latencies, a shard for each queue.
 //!
 //! A queue belongs to one worker, so each counter has one writer: it adds with a load and a store,
 //! and no cache line goes back and forth. Readers see each counter as it was a moment ago.
@@ -6,7 +7,16 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::OnceLock;
 
-/// Classes of commands, by their route: reads, writes, all others.
+/// Of a command, by its route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Class {
+    Read,
+    Write,
+    /// Not of the medium's blocks, or of no data, or for no unit.
+    Other,
+}
+
 pub const CLASSES: usize = 3;
 
 /// Latencies are counted in units of 64 ns, up to 16 units one by one, then in 16 buckets for each
@@ -17,9 +27,10 @@ const SUB_BITS: u32 = 4;
 const TOP_BITS: u32 = 30;
 pub const BUCKETS: usize = ((TOP_BITS - SUB_BITS + 1) << SUB_BITS) as usize;
 
-/// Queues whose index is higher are not counted; vhost-user has no more.
-const QUEUES: usize = 256;
-const CHUNK: usize = 16;
+/// Queues of the first chunk; each further one has as many as all before it.
+const FIRST_CHUNK: usize = 16;
+/// All 65536 queues that virtio can number.
+const CHUNKS: usize = 13;
 
 fn add(counter: &AtomicU64, value: u64) {
     counter.store(
@@ -46,12 +57,13 @@ pub fn upper_bound(bucket: usize) -> u64 {
     (((units + 1) << shift) << UNIT_BITS) - 1
 }
 
-struct Class {
+/// Of one class.
+struct Sums {
     bytes: AtomicU64,
     latencies: [AtomicU64; BUCKETS],
 }
 
-impl Class {
+impl Sums {
     fn new() -> Box<Self> {
         Box::new(Self {
             bytes: AtomicU64::new(0),
@@ -79,21 +91,32 @@ impl Failures {
 #[derive(Default)]
 #[repr(align(128))]
 struct Shard {
+    /// Commands that were or are in flight, and those of them that have ended.
     begun: AtomicU64,
-    classes: [OnceLock<Box<Class>>; CLASSES],
+    ended: AtomicU64,
+    classes: [OnceLock<Box<Sums>>; CLASSES],
     failures: OnceLock<Box<Failures>>,
 }
 
-/// How a command ended.
-#[derive(Clone, Copy, Debug)]
-pub struct End {
-    /// Index of its class: 0 read, 1 write, 2 other.
-    pub class: usize,
-    /// Data moved, either way.
-    pub bytes: u64,
-    pub nanoseconds: u64,
-    pub status: u8,
-    pub response: u8,
+/// Commands of one queue and latency that ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ended {
+    /// By [`Class`]: how many, and the data that they moved, either way.
+    pub classes: [(u64, u64); CLASSES],
+    /// Of them, those that had been counted as in flight.
+    pub in_flight: u64,
+}
+
+impl Ended {
+    pub fn is_empty(&self) -> bool {
+        self.classes.iter().all(|(commands, _)| *commands == 0)
+    }
+
+    pub fn add(&mut self, class: Class, bytes: u64) {
+        let (commands, moved) = &mut self.classes[class as usize];
+        *commands += 1;
+        *moved += bytes;
+    }
 }
 
 /// What a class of commands has cost until now.
@@ -115,46 +138,75 @@ pub struct Snapshot {
     pub responses: Vec<(u8, u64)>,
 }
 
-type Chunk = [OnceLock<Box<Shard>>; CHUNK];
+type Chunk = Box<[OnceLock<Box<Shard>>]>;
 
-/// Of one nexus, by queue. Memory is taken as it is needed: some 4 KiB a queue and class.
+/// By queue. Memory is taken as it is needed: some 4 KiB a queue and class.
 #[derive(Default)]
-pub struct Stats([OnceLock<Box<Chunk>>; QUEUES / CHUNK]);
+pub struct Stats([OnceLock<Chunk>; CHUNKS]);
+
+/// The chunk of a queue, and its place there.
+fn place(queue: u16) -> (usize, usize) {
+    let queue = usize::from(queue);
+    let chunk = (queue / FIRST_CHUNK)
+        .checked_ilog2()
+        .map_or(0, |log| log as usize + 1);
+    (chunk, queue - first(chunk))
+}
+
+/// The first queue of a chunk.
+fn first(chunk: usize) -> usize {
+    match chunk {
+        0 => 0,
+        _ => FIRST_CHUNK << (chunk - 1),
+    }
+}
+
+fn new_chunk(chunk: usize) -> Chunk {
+    let size = FIRST_CHUNK.max(first(chunk));
+    std::iter::repeat_with(OnceLock::new).take(size).collect()
+}
 
 impl Stats {
-    fn shard(&self, queue: u16) -> Option<&Shard> {
-        let queue = usize::from(queue);
-        let chunk = self.0.get(queue / CHUNK)?.get_or_init(Box::default);
-        Some(chunk[queue % CHUNK].get_or_init(Box::default))
+    fn shard(&self, queue: u16) -> &Shard {
+        let (chunk, at) = place(queue);
+        let chunk = self.0[chunk].get_or_init(|| new_chunk(chunk));
+        chunk[at].get_or_init(Box::default)
     }
 
-    /// A command is taken from `queue`. Called by its worker alone, as [`Stats::end`].
+    /// A command from `queue` is in flight. Called by its worker alone, as are those that follow.
     pub fn begin(&self, queue: u16) {
-        if let Some(shard) = self.shard(queue) {
-            add(&shard.begun, 1);
+        add(&self.shard(queue).begun, 1);
+    }
+
+    pub fn end(&self, queue: u16, nanoseconds: u64, ended: &Ended) {
+        let shard = self.shard(queue);
+        for (sums, &(commands, bytes)) in shard.classes.iter().zip(&ended.classes) {
+            if commands > 0 {
+                let sums = sums.get_or_init(Sums::new);
+                add(&sums.bytes, bytes);
+                add(&sums.latencies[bucket(nanoseconds)], commands);
+            }
+        }
+        if ended.in_flight > 0 {
+            add(&shard.ended, ended.in_flight);
         }
     }
 
-    pub fn end(&self, queue: u16, end: &End) {
-        let Some(shard) = self.shard(queue) else {
-            return;
-        };
-        let class = shard.classes[end.class].get_or_init(Class::new);
-        add(&class.bytes, end.bytes);
-        add(&class.latencies[bucket(end.nanoseconds)], 1);
-        if end.status != 0 || end.response != 0 {
-            let failures = shard.failures.get_or_init(Failures::new);
-            add(&failures.statuses[usize::from(end.status)], 1);
-            add(&failures.responses[usize::from(end.response)], 1);
-        }
+    #[cold]
+    /// One of them ended with this status and response, not GOOD and OK both.
+    pub fn fail(&self, queue: u16, status: u8, response: u8) {
+        let failures = self.shard(queue).failures.get_or_init(Failures::new);
+        add(&failures.statuses[usize::from(status)], 1);
+        add(&failures.responses[usize::from(response)], 1);
     }
 
     /// By queue, those that had commands.
     pub fn snapshot(&self) -> Vec<(u16, Snapshot)> {
-        let queues = (0u16..).zip(0..QUEUES);
-        let shards = queues.filter_map(|(index, at)| {
-            let chunk = self.0[at / CHUNK].get()?;
-            Some((index, chunk[at % CHUNK].get()?.snapshot()))
+        let chunks = self.0.iter().enumerate();
+        let chunks = chunks.filter_map(|(number, chunk)| Some((first(number), chunk.get()?)));
+        let shards = chunks.flat_map(|(first, chunk)| {
+            let shards = (first..).zip(chunk.iter());
+            shards.filter_map(|(queue, shard)| Some((queue as u16, shard.get()?.snapshot())))
         });
         shards.collect()
     }
@@ -169,8 +221,7 @@ impl Shard {
             },
             None => ClassSnapshot::default(),
         });
-        let latencies = classes.iter().flat_map(|class| &class.latencies);
-        let ended: u64 = latencies.map(|(_, count)| count).sum();
+        let ended = self.ended.load(Ordering::Relaxed);
         let codes = |counters| counted(counters, 1).map(|(code, count)| (code as u8, count));
         let failures = self.failures.get();
         Snapshot {
@@ -196,14 +247,11 @@ fn counted(counters: &[AtomicU64], first: usize) -> impl Iterator<Item = (usize,
 mod tests {
     use super::*;
 
-    fn end(class: usize, nanoseconds: u64) -> End {
-        End {
-            class,
-            bytes: 512,
-            nanoseconds,
-            status: 0,
-            response: 0,
-        }
+    fn ended(class: Class, commands: u64) -> Ended {
+        let mut ended = Ended::default();
+        ended.classes[class as usize] = (commands, commands * 512);
+        ended.in_flight = commands;
+        ended
     }
 
     #[test]
@@ -224,46 +272,48 @@ mod tests {
     #[test]
     fn each_queue_and_class_is_counted_by_itself() {
         let stats = Stats::default();
-        for _ in 0..3 {
+        for _ in 0..4 {
             stats.begin(2);
         }
         stats.begin(200);
-        stats.end(2, &end(0, 1000));
-        stats.end(2, &end(1, 2_000_000));
-        stats.end(200, &end(2, 0));
+        stats.end(2, 1000, &ended(Class::Read, 2));
+        stats.end(2, 2_000_000, &ended(Class::Write, 1));
+        stats.end(200, 0, &ended(Class::Other, 1));
         let [(2, second), (200, last)] = &stats.snapshot()[..] else {
             panic!("{:?}", stats.snapshot());
         };
         assert_eq!((second.in_flight, last.in_flight), (1, 0));
-        assert_eq!(second.classes[0].latencies, [(bucket(1000), 1)]);
+        assert_eq!(second.classes[0].latencies, [(bucket(1000), 2)]);
         assert_eq!(second.classes[1].latencies, [(bucket(2_000_000), 1)]);
         assert_eq!(second.classes[2], ClassSnapshot::default());
         assert_eq!(last.classes[2].bytes, 512);
     }
 
     #[test]
-    fn failures_are_counted_by_status_and_response() {
+    fn failures_are_counted_by_queue_status_and_response() {
         let stats = Stats::default();
-        for (status, response) in [(2, 0), (2, 0), (8, 0), (0, 9), (0, 0)] {
-            let end = End {
-                status,
-                response,
-                ..end(0, 0)
-            };
-            stats.begin(2);
-            stats.end(2, &end);
+        for (status, response) in [(2, 0), (2, 0), (8, 0), (0, 9)] {
+            stats.fail(2, status, response);
         }
-        let (_, snapshot) = stats.snapshot().remove(0);
-        assert_eq!(snapshot.statuses, [(2, 2), (8, 1)]);
-        assert_eq!(snapshot.responses, [(9, 1)]);
-        assert_eq!(snapshot.in_flight, 0);
+        stats.fail(3, 0x18, 0);
+        let [(2, second), (3, third)] = &stats.snapshot()[..] else {
+            panic!("{:?}", stats.snapshot());
+        };
+        assert_eq!(second.statuses, [(2, 2), (8, 1)]);
+        assert_eq!(second.responses, [(9, 1)]);
+        assert_eq!(third.statuses, [(0x18, 1)]);
     }
 
     #[test]
-    fn a_queue_beyond_all_is_not_counted() {
+    fn every_queue_has_a_place_of_its_own() {
+        let places: Vec<_> = (0..=u16::MAX).map(place).collect();
+        assert!(places.is_sorted_by(|one, next| one < next));
         let stats = Stats::default();
-        stats.begin(256);
-        stats.end(256, &end(0, 0));
-        assert!(stats.snapshot().is_empty());
+        let queues = [0, 15, 16, 31, 32, 255, 256, 32768, u16::MAX];
+        for queue in queues {
+            stats.begin(queue);
+        }
+        let counted: Vec<_> = stats.snapshot().iter().map(|(queue, _)| *queue).collect();
+        assert_eq!(counted, queues);
     }
 }

@@ -84,6 +84,8 @@ pub struct Task {
     pub queue: usize,
     /// When it was taken ([`Clock::ticks`](crate::clock::Clock::ticks)).
     pub taken: u64,
+    /// Counted as in flight.
+    pub in_flight: bool,
     pub chain: Chain,
     pub header: CmdReq,
     pub cdb: [u8; MAX_CDB],
@@ -131,6 +133,7 @@ impl Task {
             generation: 0,
             queue: 0,
             taken: 0,
+            in_flight: false,
             chain: Chain::default(),
             header: CmdReq::default(),
             cdb: [0; MAX_CDB],
@@ -193,6 +196,7 @@ impl Slab {
         let task = self.get(slot);
         task.state = State::Free;
         task.generation = task.generation.wrapping_add(1);
+        task.in_flight = false;
         task.chain.map = None;
         let place = std::mem::replace(&mut task.place, Place::Outside);
         let turn = task.turn.take();

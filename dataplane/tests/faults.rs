@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use bench::*;
 use vscsi_dataplane::fault::data::Corruption;
-use vscsi_dataplane::fault::{Action, Answer, Delay, Rule, When};
+use vscsi_dataplane::fault::{Action, Answer, Bad, Delay, Rule, Wear, When};
 use vscsi_dataplane::limits::Rate;
 use vscsi_dataplane::sense::{key, SenseInfo};
 use vscsi_dataplane::task::Ending;
@@ -97,13 +97,16 @@ fn a_bad_block_ends_a_read_behind_what_comes_before_it() {
         blocks: Some((3, 4)),
         ..reads()
     };
-    let bad = answer(Answer {
-        status: CHECK_CONDITION,
-        sense: Some(SenseInfo::new(key::MEDIUM_ERROR, 0x1100)),
-        located: true,
-        ..Answer::default()
-    });
-    let rule = with(&bench, when, bad);
+    let bad = Bad {
+        blocks: (3, 4),
+        reads: true,
+        sense: SenseInfo::new(key::MEDIUM_ERROR, 0x1100),
+    };
+    let then = Action {
+        bad: Some(bad),
+        ..Action::default()
+    };
+    let rule = with(&bench, when, then);
     for (lba, count, information) in [(0, 8, 3), (3, 1, 3), (4, 4, 4)] {
         bench.write(SLOTS + 0x1000, &[0; 4096]);
         bench.submit(0, &rw(READ_10, lba, count), &[], u32::from(count) * 512);
@@ -314,6 +317,76 @@ fn one_block_is_torn_in_its_middle_and_reads_flip_for_the_reader_only() {
     assert_eq!(bits.sum::<u32>(), 1);
     assert_eq!(seen[1][..256], [3; 256]);
     assert_eq!(seen[1][256..], [0; 256]);
+}
+
+#[test]
+fn a_job_of_several_steps_goes_wrong_too() {
+    let mut bench = Bench::new();
+    let when = When {
+        opcodes: vec![COMPARE_AND_WRITE],
+        ..When::default()
+    };
+    with(&bench, when, corrupt(Corruption::Lost));
+    let mut cdb = [0; 16];
+    (cdb[0], cdb[13]) = (COMPARE_AND_WRITE, 1);
+    let data = [[0; 512], [6; 512]].concat();
+    for _ in 0..2 {
+        bench.submit(0, &cdb, &data, 0);
+        let done = bench.wait(0, 0);
+        assert_eq!((done.status, done.residual), (GOOD, 0));
+    }
+    bench.nexus.lu.faults.set(Vec::new());
+    for status in [GOOD, CHECK_CONDITION] {
+        bench.submit(0, &cdb, &data, 0);
+        assert_eq!(bench.wait(0, 0).status, status);
+    }
+}
+
+#[test]
+fn a_unit_wears_out_where_it_is_written() {
+    let mut bench = Bench::new();
+    let when = When {
+        opcodes: vec![WRITE_10],
+        blocks: Some((0, 127)),
+        ..When::default()
+    };
+    let then = Action {
+        wear: Wear::new((0, 127), 8, 1, 1),
+        ..Action::default()
+    };
+    let rule = with(&bench, when, then);
+    let mut sense = [0; 18];
+    for (lba, count, key, code, information) in [
+        (0, 8, 0, 0, 0),
+        (8, 8, 0, 0, 0),
+        (3, 1, 1, 0x0c01, 0),
+        (12, 8, 3, 0x0c02, 12),
+        (16, 1, 0, 0, 0),
+        (2, 1, 3, 0x0c02, 2),
+        (32, 8, 0, 0, 0),
+        (28, 8, 3, 0x0c02, 32),
+    ] {
+        let data = vec![lba; usize::from(count) * 512];
+        bench.submit(0, &rw(WRITE_10, lba, count), &data, 0);
+        let done = bench.wait(0, 0);
+        assert_eq!(done.status == GOOD, key == 0, "LBA {lba}");
+        let before = if key == 3 { information - lba } else { count };
+        let residual = u32::from(count - before) * 512;
+        assert_eq!(done.residual, residual, "LBA {lba}");
+        if key != 0 {
+            bench
+                .memory
+                .load()
+                .read(SLOTS + 0x100 + 12, &mut sense)
+                .unwrap();
+            assert_eq!(
+                (sense[2], u16::from_be_bytes([sense[12], sense[13]])),
+                (key, code)
+            );
+            assert_eq!(sense[6], information);
+        }
+    }
+    assert_eq!((rule.met(), rule.hits()), (8, 4));
 }
 
 #[test]

@@ -13,7 +13,7 @@ from tests.conformance import cdb
 from tests.conformance.attach import GUEST_BASE, GUEST_SIZE, Guest, attach
 from tests.conformance.cdb import Disk, expect_good, pattern
 from tests.conformance.raw import RawRing
-from tests.conformance.reads import within
+from tests.conformance.reads import add_read, within
 from tests.conformance.server import Server
 from vscsi_emu._dataplane import GuestMemory
 from vscsi_emu.driver.coherency.iommu import PAGE
@@ -26,7 +26,13 @@ from vscsi_emu.driver.virtio_scsi import KNOWN, REQUEST_QUEUE, InFlight, Options
 from vscsi_emu.driver.vring import DESC_F_WRITE, Segment
 from vscsi_emu.virtio import vhost_user as vu
 from vscsi_emu.virtio.features import Feature, Status
-from vscsi_emu.virtio.vhost_user import IotlbMessage, IotlbType, ProtocolFeature
+from vscsi_emu.virtio.vhost_user import (
+    IotlbMessage,
+    IotlbType,
+    MessageType,
+    Payload,
+    ProtocolFeature,
+)
 
 QUIET_SECONDS = 0.05
 FEATURES = KNOWN | Feature.ACCESS_PLATFORM
@@ -112,6 +118,47 @@ def test_many_commands_at_once_while_mappings_come_and_go(server: Server) -> Non
             for n, result in enumerate(guest.device.wait_all(items)):
                 expect_good(result)
                 assert result.data == blocks[n]
+
+
+@pytest.mark.normative("split.anotif.d2")
+def test_no_kicks_are_wanted_while_a_chain_waits_for_its_translation(server: Server) -> None:
+    """A look at the ring that began and did not end: nothing changes before the front end acts."""
+    options = Options(features=FEATURES & ~Feature.EVENT_IDX)
+    with behind_iommu(server, options) as guest:
+        Disk(guest.device, 0, 0).ready()
+        ring = guest.device.queues[REQUEST_QUEUE].ring
+
+        def flags() -> int:
+            return guest.memory.load_u16_acquire(ring.layout.used_flags)
+
+        assert within(lambda: flags() == 0)
+        item = read_one(guest, 0)
+        assert within(lambda: flags() == 1)
+        another = add_read(guest)
+        assert not ring.publish(), "the driver kicks"
+        assert not item.done
+        for result in guest.device.wait_all([item, another]):
+            expect_good(result)
+        assert within(lambda: flags() == 0)
+
+
+@pytest.mark.normative("vu.iotlb.b5")
+def test_misses_want_an_answer(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted: list[bool] = []
+    take = IommuFrontEnd._take
+
+    def noting(
+        front_end: IommuFrontEnd, message: MessageType, payload: Payload, need_reply: bool
+    ) -> int:
+        wanted.append(need_reply)
+        return take(front_end, message, payload, need_reply)
+
+    monkeypatch.setattr(IommuFrontEnd, "_take", noting)
+    with behind_iommu(server) as guest:
+        Disk(guest.device, 0, 0).ready().read(0, 1)
+        assert len(wanted) == len(iommu_of(guest).misses)
+    assert wanted
+    assert all(wanted)
 
 
 @pytest.mark.normative("vu.iotlb.b4")

@@ -139,6 +139,21 @@ def test_used_flags_stay_0_with_event_idx(guest: Guest) -> None:
         guest.device.reap(REQUEST_QUEUE)
 
 
+@pytest.mark.normative("split.anotif.d4")
+def test_avail_event_is_what_an_idle_device_waits_for(guest: Guest) -> None:
+    Disk(guest.device, 0, 0).ready()
+    layout = guest.device.queues[REQUEST_QUEUE].ring.layout
+    for _ in range(5):
+        run_unheard(guest, 3)
+        assert within(
+            lambda: (
+                guest.memory.load_u16_acquire(layout.avail_event)
+                == guest.memory.load_u16_acquire(layout.avail_idx)
+            )
+        )
+        guest.device.reap(REQUEST_QUEUE)
+
+
 @pytest.mark.normative("split.anotif.d5", "vu.msg.b5")
 @pytest.mark.parametrize("value", [1, 2, 0xFFFF_FFFF_0000_0000])
 def test_kicks_without_a_buffer(guest: Guest, value: int) -> None:

@@ -8,7 +8,8 @@ import os
 import struct
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -27,10 +28,12 @@ from tests.guest.passthrough import (
     reload,
     run,
     scsi_device,
+    until,
 )
 from vscsi_emu.backends.uri import parse_lun
 from vscsi_emu.config import from_arguments
-from vscsi_emu.driver.request import every
+from vscsi_emu.disk import OperationError
+from vscsi_emu.driver.request import every, paged
 from vscsi_emu.driver.scan import retried
 from vscsi_emu.driver.virtio_scsi import Options, VirtioScsi
 from vscsi_emu.host.ioctl import BLKSECTGET, SG_GET_SG_TABLESIZE
@@ -142,9 +145,33 @@ def checked(row: Row) -> tuple[int | str, ...]:
         )
         assert (last + 1, block) == (row.size // row.block, row.block), (row, last, block)
         assert provisioning >> 15 == row.lbpme, row
+        lowered(machine, row, host)
         prot_en, p_type = protection & 1, protection >> 1 & 7
         assert (prot_en and p_type + 1) == row.protection, (row, protection)
         return *seen, *told, most, optimal, granularity, last + 1, block
+
+
+def lowered(machine: Machine, row: Row, host: Host) -> None:
+    """While it runs: page and configuration space follow, below what the host gives."""
+    control = machine.server.control
+    control.lun_set("0:0", max_sectors=8)
+    machine.take_attentions()
+    page = machine.good(bytes([0x12, 1, 0xB0, 0, 64, 0]), b"", 64)
+    assert int.from_bytes(page[8:12]) == 8 * 512 // row.block, (row, page.hex())
+    assert int.from_bytes(machine.device.bus.read_config(8, 4), "little") == 8, row
+    text = refusal(lambda: control.lun_set("0:0", max_sectors=host.sectors + 1))
+    assert f"is above {min(host.sectors, DEFAULTS.max_sectors)}, " in text, (row, text)
+    control.lun_set("0:0", max_sectors=0)
+    machine.take_attentions()
+
+
+def refusal(call: Callable[[], object]) -> str:
+    """What a call that cannot be done says."""
+    try:
+        call()
+    except OperationError as error:
+        return str(error)
+    return "it can be done"
 
 
 class Host(NamedTuple):
@@ -157,6 +184,8 @@ class Host(NamedTuple):
 
 def host_of(row: Row) -> tuple[str, Host]:
     """Its node, and its limits, read without our package's own discovery."""
+    if row.size:
+        until(Path("/sys/block/sda/queue/max_sectors_kb").exists, "no disk")
     (sg,) = Path("/sys/class/scsi_generic").iterdir()
     device = sg / "device"
     blocks = list(Path("/sys/block").glob("sd*"))
@@ -189,8 +218,8 @@ def host_of(row: Row) -> tuple[str, Host]:
 
 ODD: Final = (BLOCK, 3 * BLOCK, 127 * BLOCK, 999 * BLOCK, MIB + BLOCK, 5 * MIB - 7 * BLOCK)
 LIMITS_KIB: Final = (4, 28, 256, 1024)
-LONG: Final = {4: 16, 256: 64}
-"""By the host's limit in KiB, in MiB. Pages are dear in User-Mode Linux, so not for all."""
+LONG_MIB: Final = 64
+"""At the least limit; pages are dear in User-Mode Linux, so not at all of them."""
 RAM: Final = 80 * MIB
 
 
@@ -204,8 +233,8 @@ def sizes() -> None:
             for number, length in enumerate(ODD):
                 machine.round_trip(3 * number, pattern(length, number))
             assert machine.unit.device.split == 2 * sum(length > kib << 10 for length in ODD)
-            if mib := LONG.get(kib):
-                long_read(machine, mib)
+            if kib == min(LIMITS_KIB):
+                long_read(machine, LONG_MIB)
 
 
 def long_read(machine: Machine, mib: int) -> None:
@@ -228,6 +257,37 @@ def segments() -> None:
             machine.round_trip(118 * number, pattern(118 * BLOCK, number))
         assert machine.unit.device.bounced == 8
     Path("/sys/block/sda/queue/max_sectors_kb").write_text("1024")
+
+
+ALIGNMENT: Final = {"": 0, "dma_alignment": 511, "virt_boundary_mask": 4095}
+
+
+def alignment() -> None:
+    """Segments go where the host says that its DMA does. No driver here has such limits: it is
+    sysfs that says so, and what sysfs says that counts."""
+    for attribute, value in ALIGNMENT.items():
+        with claimed(attribute, value):
+            for size, bounced in ((PAGE, 0), (PAGE // 4 + 4, 2 if attribute else 0)):
+                pieces = Options(framing=paged(size), align=PAGE)
+                with passing_to("sg:/dev/sda", pieces) as machine:
+                    before = machine.unit.device.bounced
+                    machine.round_trip(8, pattern(8 * PAGE, size))
+                    assert machine.unit.device.bounced - before == bounced, (attribute, size)
+
+
+@contextmanager
+def claimed(attribute: str, value: int) -> Iterator[None]:
+    """sysfs says that a limit of the disk has this value."""
+    if not attribute:
+        yield
+        return
+    path, said = Path("/sys/block/sda/queue") / attribute, Path("/tmp") / attribute
+    said.write_text(str(value))
+    subprocess.run(["mount", "--bind", said, path], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", path], check=True)
 
 
 def residuals() -> None:
@@ -312,6 +372,7 @@ def main() -> None:
             "example": example,
             "sizes": sizes,
             "segments": segments,
+            "alignment": alignment,
             "residuals": residuals,
             "hot_plugged": hot_plugged,
             "matrix": partial(matrix, modules),

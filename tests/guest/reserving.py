@@ -10,14 +10,30 @@ import struct
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
-from tests.guest.passthrough import BLOCK, SECONDS, Machine, passing_to, run, show
+from tests.guest.passthrough import (
+    BLOCK,
+    MEMORY,
+    MIB,
+    SECONDS,
+    Machine,
+    attach,
+    memory,
+    passing_to,
+    run,
+    show,
+)
+from vscsi_emu.config import from_arguments
 from vscsi_emu.driver.request import Result
+from vscsi_emu.driver.virtio_scsi import Options
+from vscsi_emu.inprocess import InProcess
+from vscsi_emu.passthrough import PassthroughUnit
 
 GOOD, CHECK_CONDITION, RESERVATION_CONFLICT = 0x00, 0x02, 0x18
 UNIT_ATTENTION: Final = 0x06
-FIRST, SECOND = 0xA1, 0xB2
+FIRST, SECOND, TOGETHER = 0xA1, 0xB2, 0xC3
 """Reservation keys."""
 READ_KEYS, READ_RESERVATION = 0x00, 0x01
 REGISTER, RESERVE, PREEMPT, CLEAR = 0x00, 0x01, 0x04, 0x03
@@ -63,6 +79,30 @@ def may(machine: Machine) -> tuple[int, int]:
     return read, ask(machine, WRITE, bytes(BLOCK)).status
 
 
+def together() -> None:
+    """Two guests of one host are one initiator to the disk: neither keeps the other one out."""
+    config = from_arguments(["0:0=sg:/dev/sda"])
+    (hba,) = config.hbas
+    both = replace(config, hbas=(hba, replace(hba, initiator="3000000000000009")))
+    half = MEMORY // 2
+    with InProcess(both, memory=memory()) as server:
+        units = [next(iter(slot.hba.luns.values())) for slot in server.slots]
+        assert units[0] is units[1]
+        assert isinstance(units[0], PassthroughUnit)
+        drivers = (
+            attach(slot, Options(), ram, at)
+            for slot, ram, at in zip(server.slots, (half, MEMORY), (MIB, half), strict=True)
+        )
+        one, other = (Machine(driver, units[0], server) for driver in drivers)
+        assert reserve_out(one, REGISTER, 0, TOGETHER) == GOOD
+        assert reserve_out(one, RESERVE, TOGETHER) == GOOD
+        for machine in (one, other):
+            assert reserve_in(machine, READ_RESERVATION) == {TOGETHER}
+            assert may(machine) == (GOOD, GOOD)
+        assert reserve_out(other, CLEAR, TOGETHER) == GOOD
+        assert not reserve_in(one, READ_KEYS)
+
+
 def first() -> None:
     """Reserves, until the other one takes it away."""
     with passing_to("sg:/dev/sda") as machine:
@@ -92,7 +132,7 @@ def second() -> None:
 
 def main() -> None:
     which = sys.argv[1]
-    run({"second": second} if which == "second" else {"first": first})
+    run({"second": second} if which == "second" else {"together": together, "first": first})
 
 
 if __name__ == "__main__":

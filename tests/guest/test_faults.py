@@ -15,6 +15,7 @@ from typing import Any, get_args
 
 import pytest
 
+from vscsi_emu.faults.scsi_debug import HOST_BYTES, HostByte
 from vscsi_emu.faults.vocabulary import KINDS, KindName
 from vscsi_emu.testing import GuestUnavailable, HbaProcess, UmlGuest
 from vscsi_emu.testing.faults import InjectedFault, inject, injected
@@ -28,6 +29,7 @@ WRITE = "dd if=/dev/zero of=$dev oflag=direct bs=4k count=1"
 # Of the disks beside 0:0, which is for faults of single commands.
 HANDLED, OFFLINED = "/dev/sdb", "/dev/sdc"
 HANDLER_SECONDS = 60.0
+TIMEOUT_OF_A_SECOND = "echo 1 >/sys/block/${dev##*/}/device/timeout"
 # Linux says each thing ten times within five seconds, then it holds back (DEFAULT_RATELIMIT_BURST).
 RATELIMIT_SECONDS = 5.5
 
@@ -175,13 +177,48 @@ def test_corruption_is_silent_and_a_checksum_finds_it(server: Server, kind: Kind
     assert (server.dmesg(check.format("old"))[1] == 0) is untouched
 
 
+REPORTED = {
+    "DID_NO_CONNECT": "hostbyte=0x04",
+    "DID_TARGET_FAILURE": "hostbyte=0x04",
+    "DID_NEXUS_FAILURE": "reservation conflict",
+}
+"""Where it is not the same host byte."""
+RETRIED_FOR_EVER = ("DID_OK", "DID_RESET")
+FAILING = [each for each in HOST_BYTES if each.response and each.name not in RETRIED_FOR_EVER]
+
+
+@pytest.mark.parametrize("each", FAILING, ids=lambda each: each.name)
+def test_linux_reports_the_host_bytes_that_scsi_debug_knows(server: Server, each: HostByte) -> None:
+    """docs/faults.md says how."""
+    wanted = REPORTED.get(each.name, f"hostbyte={each.value:#04x}")
+    line = f"2 1 28 {each.value:x} 0 0 0 0 0"
+    for pause in (RATELIMIT_SECONDS, 0.0):
+        [state] = server.hba.control.fault_scsi_debug("0:0", error=line)
+        text, code = server.dmesg(READ)
+        assert server.hba.control.fault_remove(state.id).hits > 0
+        if wanted in text:
+            break
+        time.sleep(pause)
+    assert wanted in text
+    assert code != 0
+
+
+def test_linux_tries_again_after_somebody_else_s_reset(server: Server) -> None:
+    [state] = server.hba.control.fault_scsi_debug("0:0", error="2 -9 28 8 0 0 0 0 0")
+    text, code = server.dmesg(READ)
+    assert (text.strip(), code) == ("", 0)
+    assert server.hba.control.fault_remove(state.id).hits == 9
+
+
 # ── The error handler ──────────────────────────────────────────────────────────────────────────
 
 
-def awaken(server: Server, lun: str, *hangs: str, kind: KindName = "hang") -> list[InjectedFault]:
+def awaken(
+    server: Server, lun: str, *hangs: str, kind: KindName = "hang", seconds: int = 3
+) -> list[InjectedFault]:
     """Faults that wake the error handler with the next READ, and let it wait for these commands,
-    for a second each."""
-    server.guest.run(f"echo 1 >/sys/bus/scsi/devices/0:0:{lun}/eh_timeout").check()
+    so long each: what it sends afterwards must be answered in that time, however busy the host."""
+    server.guest.run(f"echo {seconds} >/sys/bus/scsi/devices/0:0:{lun}/eh_timeout").check()
     return [
         inject(server.hba, lun, "answer", status=2, opcodes=["READ"], times=1),
         inject(server.hba, lun, kind, opcodes=list(hangs)),
@@ -222,16 +259,42 @@ def test_a_failed_abort_is_followed_by_a_reset_of_the_unit(server: Server) -> No
     ]
 
 
+def test_an_ordinary_command_outlives_its_timeout(server: Server) -> None:
+    """Linux's driver starts its timer anew: no abort, no reset, as long as the fault lasts."""
+    before = server.functions("0:0")
+    with injected(server.hba, "0:0", "hang", opcodes=["READ"]) as fault:
+        server.guest.run(f"{TIMEOUT_OF_A_SECOND}; ({READ}; echo $? >ended) >/dev/null 2>&1 &")
+        waited = server.guest.run(
+            "until [ -e ended ] || [ $((n += 1)) -gt 30 ]; do sleep 0.1; done"
+        )
+        assert waited.exit_code == 0
+        assert fault.hits == 1
+        assert server.guest.run("[ -e ended ]").exit_code == 1, "it still waits"
+        assert server.functions("0:0") == before
+        fault.release()
+        ended = server.guest.run("until [ -s ended ]; do sleep 0.1; done; cat ended; rm ended")
+        assert ended.check().strip() == "0"
+
+
+def test_a_command_that_is_always_busy_is_given_up(server: Server) -> None:
+    with injected(server.hba, "0:0", "busy", opcodes=["READ"]) as fault:
+        text, code = server.dmesg(f"{TIMEOUT_OF_A_SECOND}; {READ}")
+        assert fault.hits > 1
+    order(text, "timing out command, waited 6s", "I/O error")
+    assert code != 0
+
+
 def test_when_nothing_helps_the_device_is_offline(server: Server) -> None:
     """Linux's driver has no reset of a target, a bus or a host: after the unit's it gives up."""
     before = len(server.functions("2:0"))
-    faults = awaken(server, "2:0", "REQUEST SENSE", "TEST UNIT READY")
+    faults = awaken(server, "2:0", "REQUEST SENSE", "TEST UNIT READY", seconds=1)
     faults.append(inject(server.hba, "2:0", "tmf-failure"))
     text, code = server.dmesg(READ.replace("$dev", OFFLINED))
     assert code != 0
     order(text, "abort", "device reset", "Device offlined - not ready after error recovery")
     seen = server.functions("2:0")[before:]
     assert [function for function, _ in seen][:2] == ["ABORT_TASK", "LOGICAL_UNIT_RESET"]
+    assert len(seen) > 2
     assert {response for _, response in seen} == {"FAILURE"}
     for fault in faults:
         fault.remove()
@@ -239,3 +302,37 @@ def test_when_nothing_helps_the_device_is_offline(server: Server) -> None:
     assert server.guest.run(f"cat {state}; echo running >{state}").check().strip() == "offline"
     text, code = server.dmesg(READ.replace("$dev", OFFLINED))
     assert code == 0
+
+
+def test_there_is_no_deadline_without_a_reset_of_the_host(server: Server) -> None:
+    """Linux refuses it to drivers that have none."""
+    result = server.guest.run("echo 1 >/sys/class/scsi_host/host0/eh_deadline")
+    assert result.exit_code != 0
+    assert "Invalid argument" in result.output
+
+
+# ── A target that is gone, and back ────────────────────────────────────────────────────────────
+
+
+def test_linux_takes_a_lost_disk_away_and_gives_it_back(server: Server) -> None:
+    at = "/sys/bus/scsi/devices/0:0:1:0"
+    gone = f"until [ ! -e {at} ]; do sleep 0.1; done"
+    back = "until dmesg | grep -q 'Attached SCSI disk'; do sleep 0.1; done"
+    server.guest.run("dmesg --clear").check()
+    with injected(server.hba, "1:0", "link-down", dev_loss=0.0):
+        text = server.guest.run(f"{gone}; dmesg").check()
+        order(text, "Synchronizing SCSI cache", "Synchronize Cache(10) failed", "hostbyte=0x04")
+        server.guest.run("dmesg --clear").check()
+    text = server.guest.run(f"{back}; dmesg").check()
+    order(text, "Direct-Access", "Attached SCSI disk")
+    assert server.dmesg(READ.replace("$dev", f"/dev/$(ls {at}/block)"))[1] == 0
+
+
+def test_linux_keeps_a_disk_whose_link_is_down_for_a_moment(server: Server) -> None:
+    at = "/sys/bus/scsi/devices/0:0:1:0"
+    with injected(server.hba, "1:0", "link-down", dev_loss=3600.0):
+        text, code = server.dmesg(READ.replace("$dev", f"/dev/$(ls {at}/block)"))
+        assert (code != 0, "hostbyte=0x04" in text) == (True, True)
+    text, code = server.dmesg(READ.replace("$dev", f"/dev/$(ls {at}/block)"))
+    assert code == 0
+    assert "Attached SCSI disk" not in text

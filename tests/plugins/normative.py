@@ -15,8 +15,6 @@ from pathlib import Path
 
 import pytest
 
-# Statements about the side that this project is; the front end is somebody else's.
-SIDES = frozenset({"device", "driver", "back-end"})
 MARKER = "normative"
 # What they deselect, only a worker is told.
 _SELECTING = ("markexpr", "keyword", "deselect")
@@ -67,9 +65,8 @@ class Normative:
 
     @property
     def proven(self) -> set[str]:
-        """Our rows that this run proved."""
-        ours = {row for row, side in self._rows.items() if side in SIDES}
-        return (self._passed - self._failed) & ours
+        """Rows that this run proved."""
+        return (self._passed - self._failed) & self._rows.keys()
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
@@ -93,8 +90,8 @@ class Normative:
 
     def _summary(self) -> Iterator[str]:
         proven = Counter(self._rows[row] for row in self.proven)
-        total = Counter(side for side in self._rows.values() if side in SIDES)
-        sides = ", ".join(f"{side} {proven[side]}/{total[side]}" for side in sorted(SIDES))
+        total = Counter(self._rows.values())
+        sides = ", ".join(f"{side} {proven[side]}/{total[side]}" for side in sorted(total))
         yield f"normative: {proven.total()} of {total.total()} rows proven ({sides})"
         if new := self.proven - self._floor():
             yield f"normative: {len(new)} rows more than proven.txt has; add --normative-update"

@@ -25,7 +25,7 @@ def test_a_server_in_a_program_of_ones_own(tmp_path: Path) -> None:
         stop = asyncio.Event()
         async with Service(from_arguments(["mem:1M"], socket=str(socket))) as service:
             assert socket.exists()
-            assert list(service.hbas[0].targets) == [0]
+            assert list(service.hbas[0].luns) == [(0, 0)]
             stop.set()
             await service.serve(stop)
 

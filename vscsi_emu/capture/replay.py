@@ -5,9 +5,10 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
+from vscsi_emu.capture.differences import Differences
 from vscsi_emu.control.decode import cdb_length, find
 from vscsi_emu.control.statistics import percentile, response_name, status_name
 from vscsi_emu.control.trace import TracedCommand
@@ -48,6 +49,7 @@ class Replayed:
 
     recorded: TracedCommand
     result: Result
+    """Without what it read."""
     nanoseconds: int
     """From where it was submitted until its completion was seen."""
 
@@ -92,6 +94,8 @@ class Replay:
     """Most commands at a time."""
     without_data: int = 0
     """Commands whose data-out was not captured whole: zeros stood in for the rest."""
+    data: Differences = field(default_factory=Differences)
+    """Between what reads gave and give, where it was captured."""
     _done: list[Replayed] = field(default_factory=list)
     _flying: list[_Timed] = field(default_factory=list)
 
@@ -148,7 +152,11 @@ class Replay:
         for timed in ended:
             self._flying.remove(timed)
             result = timed.item.parse(timed.item.ticket.reply)
-            self._done.append(Replayed(timed.recorded, result, now - timed.start))
+            without_data = replace(result, data=b"")
+            replayed = Replayed(timed.recorded, without_data, now - timed.start)
+            if timed.recorded.good and replayed.same:
+                self.data.add(timed.recorded, result.data)
+            self._done.append(replayed)
         return bool(ended)
 
 

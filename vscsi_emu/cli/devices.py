@@ -45,11 +45,11 @@ def _watch(as_json: bool) -> None:
     try:
         # Watched first and listed then, so that nothing falls between.
         monitor = Monitor()
+        _show(list(monitor.known.values()), as_json, lines=True)
+        with suppress(KeyboardInterrupt):
+            asyncio.run(follow(monitor))
     except HostError as error:
         raise click.ClickException(str(error)) from None
-    _show(list(monitor.known.values()), as_json, lines=True)
-    with suppress(KeyboardInterrupt):
-        asyncio.run(follow(monitor))
 
 
 def _show(found: list[ScsiDevice], as_json: bool, lines: bool = False) -> None:

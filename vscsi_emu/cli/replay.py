@@ -12,11 +12,14 @@ import click
 from vscsi_emu.cli.console import table_console
 
 if TYPE_CHECKING:
+    from vscsi_emu.capture.differences import DataComparison
     from vscsi_emu.capture.replay import Comparison
     from vscsi_emu.driver.virtio_scsi import VirtioScsi
 
 _RAM = 256 << 20
 _BASE = 0x4000_0000
+_SHOWN = 16
+"""Rows of blocks that are listed."""
 
 
 class _Speed(click.ParamType):  # type: ignore[type-arg]
@@ -70,7 +73,8 @@ def replay(
     """Repeat recorded commands against another LUN, and compare.
 
     FILE is what `vscsi-emu trace -w` wrote. Latencies are the driver's here, the device's there:
-    a few microseconds more. Data that was not captured is written as zeros.
+    a few microseconds more. Data that was not captured is written as zeros. What reads gave is
+    compared where it was captured; with a depth above 1 commands may pass each other.
 
     \b
     Examples:
@@ -112,11 +116,13 @@ def replay(
         result = {
             "skipped": len(commands) - len(chosen),
             "without_data": run.without_data,
+            "data": to_json(run.data.found),
             "commands": to_json(compared),
         }
         click.echo(json.dumps(result))
         return
     _show(compared)
+    _show_data(run.data.found)
     if len(commands) > len(chosen):
         click.echo(f"{len(commands) - len(chosen)} commands that may change the disk were left out")
     if run.without_data:
@@ -155,6 +161,18 @@ def _driver(lun: str | None, socket: str | None, address: tuple[int, int]) -> It
         raise click.ClickException(str(error)) from None
     except OSError as error:
         raise click.ClickException(f"{socket or lun}: {error.strerror or error}") from None
+
+
+def _show_data(found: DataComparison) -> None:
+    if not found.compared:
+        return
+    if not found.different:
+        click.echo(f"{found.compared} blocks were read as recorded")
+        return
+    count = sum(blocks.count for blocks in found.different)
+    rows = ", ".join(map(str, found.different[:_SHOWN]))
+    more = f" and {len(found.different) - _SHOWN} more rows" * (len(found.different) > _SHOWN)
+    click.echo(f"{count} blocks were read with other data than recorded: LBA {rows}{more}")
 
 
 def _show(compared: list[Comparison]) -> None:

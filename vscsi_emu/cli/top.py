@@ -34,9 +34,10 @@ if TYPE_CHECKING:
 def top(monitor: str, interval: float, once: bool, as_json: bool) -> None:
     """Watch what a running server's LUNs and queues do.
 
-    Latencies are from where a command is taken from its queue to where its response is written.
-    A gate that is closed sends the commands of its class through Python: for a unit attention, a
-    reservation, a pause.
+    Latencies are from where a worker begins to take a queue's commands to where it shows the driver
+    which of them have ended. LUN "none" has the commands that were for no LUN. A gate that is
+    closed sends the commands of its class through Python: for a unit attention, a reservation, a
+    pause.
 
     \b
     Examples:
@@ -75,10 +76,11 @@ def top(monitor: str, interval: float, once: bool, as_json: bool) -> None:
 
 
 def render(interval: Interval) -> RenderableType:
-    """Two tables: busy LUNs first, then queues."""
+    """Two tables: busy LUNs first, what was for none, then queues."""
     from rich.console import Group
 
     luns = sorted(interval.luns, key=_iops, reverse=True)
+    luns += [stray for stray in interval.strays if stray.p50 is not None or stray.in_flight]
     return Group(_table("LUN", luns, gates=True), _table("queue", interval.queues, gates=False))
 
 
@@ -86,11 +88,10 @@ def _table(what: str, rows: Sequence[Rates], *, gates: bool) -> Table:
     from rich.table import Table
 
     table = Table("HBA", what, box=None, header_style="bold", pad_edge=False)
-    columns = ["read/s", "write/s", "other/s", "rMB/s", "wMB/s", "p50", "p99", "p99.9", "in flight"]
-    for column in columns:
+    columns = ["read/s", "write/s", "other/s", "rMB/s", "wMB/s", "p50", "p99", "p99.9"]
+    for column in [*columns, "in flight", "errors"]:
         table.add_column(column, justify="right")
     if gates:
-        table.add_column("errors", justify="right")
         table.add_column("closed gates")
     for row in rows:
         name = row.name if row.id in (None, row.name) else f"{row.name} {row.id}"
@@ -98,9 +99,9 @@ def _table(what: str, rows: Sequence[Rates], *, gates: bool) -> Table:
         cells += [f"{value:,.0f}" for value in (row.read_iops, row.write_iops, row.other_iops)]
         cells += [f"{value / 1e6:,.1f}" for value in (row.read_bytes, row.write_bytes)]
         cells += [show_latency(value) for value in (row.p50, row.p99, row.p999)]
-        cells.append(str(row.in_flight))
+        cells += [str(row.in_flight), str(row.errors)]
         if gates:
-            cells += [str(row.errors), " ".join(row.closed) or "-"]
+            cells.append(" ".join(row.closed) or "-")
         table.add_row(*cells)
     return table
 

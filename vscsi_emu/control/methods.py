@@ -7,11 +7,13 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from dataclasses import fields
+from contextlib import contextmanager
+from dataclasses import asdict, fields
 from importlib.metadata import version
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
+from vscsi_emu.caps import SECTOR
 from vscsi_emu.config import PASSTHROUGH
 from vscsi_emu.control.decode import opcodes
 from vscsi_emu.control.method import Method, method
@@ -34,12 +36,22 @@ from vscsi_emu.control.statistics import ServiceStatistics, collect, sources
 from vscsi_emu.control.trace import MAX_DATA, Tracing
 from vscsi_emu.disk import OperationError
 from vscsi_emu.faults import Fault, FaultError
+from vscsi_emu.faults.scsi_debug import (
+    FAIL_RESET,
+    MEDIUM_ERROR_COUNT,
+    MEDIUM_ERROR_START,
+    from_delay,
+    from_error,
+    from_opts,
+)
 from vscsi_emu.faults.vocabulary import Distribution, Function, KindName
 from vscsi_emu.hostile import Hostility
 from vscsi_emu.journal import Kind, TmfRecord
 from vscsi_emu.virtio.scsi import show_address
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from vscsi_emu.control.context import Context
     from vscsi_emu.disk import Disk
     from vscsi_emu.faults.installed import Installed
@@ -178,14 +190,14 @@ async def lun_remove(
 
     The guest gets an event (RESET_REMOVED) and is served until it has sent nothing for half a
     second, so that it can write back. At `deadline`, in seconds, `force` ends what is left with
-    FAILURE; without it the call fails and everything stays. A `deadline` of 0 with `force` is a
-    surprise removal. Disks that no HBA has any more are flushed and closed."""
+    FAILURE; without it the call fails and everything stays, in all HBAs. A `deadline` of 0 with
+    `force` is a surprise removal. Disks that no HBA has any more are flushed and closed."""
     if not 0 <= deadline <= 3600:
         raise OperationError(f"deadline {deadline:g} is not within 0 to 3600 s", "deadline")
     if deadline == 0 and not force:
         raise OperationError("a deadline of 0 leaves no time to drain; add force", "deadline")
-    for port, addresses in _named(context, lun, hba).items():
-        await context.service.remove_luns(port, addresses, deadline=deadline, force=force)
+    places = _named(context, lun, hba)
+    await context.service.remove_luns(places, deadline=deadline, force=force)
 
 
 def _named(context: Context, luns: list[str], hba: str | None) -> dict[Hba, list[tuple[int, int]]]:
@@ -226,6 +238,9 @@ async def lun_set(
     hba: str | None = None,
     read_only: bool | None = None,
     cache: Literal["writeback", "writethrough"] | None = None,
+    max_sectors: int | None = None,
+    seg_max: int | None = None,
+    cmd_per_lun: int | None = None,
     iops: int | None = None,
     bps: int | str | None = None,
     iops_burst: int | None = None,
@@ -233,9 +248,19 @@ async def lun_set(
 ) -> LunState:
     """Changes a unit. With `read_only` or `cache` guests get a unit attention (MODE PARAMETERS
     CHANGED) and an event; when it returns, what a write cache held that is off now, is on the
-    medium. `iops`, `bps`: the most commands, and bytes (or 64M), a second, 0 for no limit; the
-    bursts: what may come at once after a pause, a tenth of a second's by default."""
+    medium. `max_sectors` (of 512 bytes), `seg_max`, `cmd_per_lun`: the most that guests are told,
+    by Block Limits VPD page and configuration space, with unit attentions (INQUIRY DATA HAS
+    CHANGED, PARAMETERS CHANGED) and an event; never more than the storage takes, 0 for just that.
+    Longer transfers of guests that do not know yet are processed all the same. `iops`, `bps`: the
+    most commands, and bytes (or 64M), a second, 0 for no limit; the bursts: what may come at once
+    after a pause, a tenth of a second's by default."""
     disk = context.disk(lun, hba)
+    caps = {"max_sectors": max_sectors, "seg_max": seg_max, "cmd_per_lun": cmd_per_lun}
+    for name, cap in caps.items():
+        if cap is not None and cap < 0:
+            raise OperationError(f"{cap} is below 0", name)
+    if any(cap is not None for cap in caps.values()):
+        await context.service.lower(disk, **caps)
     rates = {
         "iops": iops,
         "bps": _size(bps, "bps"),
@@ -275,7 +300,8 @@ async def lun_pause(
 ) -> PauseState:
     """From now on commands wait. Returns once those that ran are over, at the latest after
     `deadline` seconds. With lun.flush, the image can be copied then. A guest gives commands up
-    after some time (Linux: 30 s)."""
+    after some time (Linux: 30 s); a queue that it stops, as for a reset, does not wait: commands
+    end with BUSY."""
     if not 0 < deadline <= 3600:
         raise OperationError(f"deadline {deadline:g} is not above 0 and up to 3600 s", "deadline")
     return PauseState(drained=await context.disk(lun, hba).pause(deadline=deadline))
@@ -325,6 +351,8 @@ async def fault_add(
     part: float | None = None,
     writes: int | None = None,
     spares: int | None = None,
+    unit: int | None = None,
+    dev_loss: float | None = None,
     function: Function | None = None,
 ) -> FaultState:
     """From now on commands of a unit go wrong; docs/faults.md has the kinds and what they take."""
@@ -337,14 +365,20 @@ _FAULT_FIELDS: Final = frozenset(field.name for field in fields(Fault))
 
 def _add_fault(context: Context, disk: Disk, wanted: dict[str, Any]) -> FaultState:
     try:
-        fault = Fault(**wanted)
-    except FaultError as error:
-        raise OperationError(str(error), error.parameter) from None
-    try:
-        port = None if fault.nexus is None else context.hba(fault.nexus)
+        port = None if wanted["nexus"] is None else context.hba(wanted["nexus"])
     except OperationError as error:
         raise OperationError(str(error), "nexus") from None
-    return _fault_state(context.service.faults.add(disk, fault, port))
+    with _sensible():
+        return _fault_state(context.service.faults.add(disk, Fault(**wanted), port))
+
+
+@contextmanager
+def _sensible() -> Iterator[None]:
+    """A fault that makes no sense is the caller's error."""
+    try:
+        yield
+    except FaultError as error:
+        raise OperationError(str(error), error.parameter) from None
 
 
 def _fault_state(installed: Installed) -> FaultState:
@@ -365,18 +399,26 @@ async def fault_scsi_debug(
     error: str | None = None,
     opts: int = 0,
     every_nth: int = 1,
+    medium_error_start: int = MEDIUM_ERROR_START,
+    medium_error_count: int = MEDIUM_ERROR_COUNT,
+    ndelay: int = 0,
+    random: bool = False,
+    fail_reset: bool = False,
 ) -> list[FaultState]:
-    """Faults as Linux's scsi_debug takes them: a line for the `error` file of a device, or its
-    parameters `opts` and `every_nth`."""
-    from vscsi_emu.faults import scsi_debug
-
-    disk = context.disk(lun, hba)
-    try:
-        wanted = [] if error is None else scsi_debug.from_error(error)
-        wanted += scsi_debug.from_opts(opts, every_nth)
-    except FaultError as problem:
-        raise OperationError(str(problem), problem.parameter) from None
-    return [_fault_state(context.service.faults.add(disk, fault)) for fault in wanted]
+    """Faults as Linux's scsi_debug takes them: a line for the `error` file of a device, which may
+    remove or replace an earlier one; its parameters; the `fail_reset` file of a target."""
+    disk, faults = context.disk(lun, hba), context.service.faults
+    with _sensible():
+        wanted = from_opts(opts, every_nth, (medium_error_start, medium_error_count))
+        wanted += from_delay(ndelay, random=random)
+        if fail_reset:
+            wanted.append(FAIL_RESET)
+        line = None if error is None else from_error(error)
+        for fault in [*wanted, *([line.fault] if line and line.fault else [])]:
+            faults.check(disk, fault)
+        added = [] if line is None else faults.follow(disk, line)
+    added += [faults.add(disk, fault) for fault in wanted]
+    return [_fault_state(installed) for installed in added]
 
 
 @method("fault.list")
@@ -511,11 +553,10 @@ async def limits_query(context: Context) -> Limits:
         luns=[
             LunLimits(
                 id=disk.id,
-                **{
-                    field.name: getattr(disk.unit.limits, field.name)
-                    for field in fields(LunLimits)
-                    if field.name != "id"
-                },
+                max_sectors=disk.unit.queue_limits.max_bytes // SECTOR,
+                seg_max=disk.unit.queue_limits.max_segments,
+                cmd_per_lun=disk.unit.queue_limits.commands,
+                **asdict(disk.unit.block_limits),
             )
             for disk in units
         ],
@@ -525,9 +566,10 @@ async def limits_query(context: Context) -> Limits:
 @method("stats.query")
 async def stats_query(context: Context, histograms: bool = False) -> ServiceStatistics:
     """What commands cost until now, by LUN and by queue: operations, bytes, percentiles of latency,
-    commands in flight, errors, and which gates are closed. `histograms`: with all buckets."""
-    luns = sources(context.service)
-    return await asyncio.to_thread(collect, luns, histograms=histograms)
+    commands in flight, errors, and which gates are closed; and those for no LUN. `histograms`: with
+    all buckets."""
+    counted = sources(context.service)
+    return await asyncio.to_thread(collect, counted, histograms=histograms)
 
 
 @method("trace.start")

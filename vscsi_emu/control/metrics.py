@@ -14,6 +14,7 @@ from vscsi_emu.control.statistics import (
     LunStatistics,
     QueueStatistics,
     ServiceStatistics,
+    StrayStatistics,
     collect,
     sources,
 )
@@ -105,8 +106,8 @@ class Metrics:
             return _reply("405 Method Not Allowed", "GET it\n")
         if request[1].partition(b"?")[0] != PATH.encode():
             return _reply("404 Not Found", f"metrics are at {PATH}\n")
-        luns = sources(self._service)
-        text = await asyncio.to_thread(lambda: render(collect(luns, histograms=True)))
+        counted = sources(self._service)
+        text = await asyncio.to_thread(lambda: render(collect(counted, histograms=True)))
         return _reply("200 OK", text, head=request[0] == b"HEAD")
 
 
@@ -127,7 +128,7 @@ def _reply(status: str, text: str, *, head: bool = False) -> bytes:
 def render(statistics: ServiceStatistics) -> str:
     """All of it, in the text format 0.0.4. Latency histograms are of `LE`; their sums count each
     command with the upper bound of its own, finer bucket, at most 1/16 too much."""
-    luns, queues = statistics.luns, statistics.queues
+    luns, queues, strays = statistics.luns, statistics.queues, statistics.strays
     return "".join(
         [
             *_family("vscsi_commands_total", "counter", "Commands that ended.", _ops(luns)),
@@ -135,7 +136,7 @@ def render(statistics: ServiceStatistics) -> str:
             *_family(
                 "vscsi_latency_seconds",
                 "histogram",
-                "From the command's queue to its response.",
+                "From a command's queue until its driver is shown its end.",
                 _histograms(luns),
             ),
             *_family(
@@ -153,14 +154,32 @@ def render(statistics: ServiceStatistics) -> str:
             ),
             *_family("vscsi_queue_commands_total", "counter", "Commands that ended.", _ops(queues)),
             *_family("vscsi_queue_bytes_total", "counter", "Data moved.", _bytes(queues)),
+            *_family(
+                "vscsi_queue_errors_total",
+                "counter",
+                "Commands by SAM status or virtio response, but for GOOD and OK.",
+                _errors(queues),
+            ),
             *_family("vscsi_queue_in_flight", "gauge", "Commands under way.", _in_flight(queues)),
+            *_family(
+                "vscsi_stray_commands_total",
+                "counter",
+                "Commands for no LUN that ended.",
+                (("", _labels(stray), stray.other.ops) for stray in strays),
+            ),
+            *_family(
+                "vscsi_stray_errors_total",
+                "counter",
+                "Commands for no LUN by SAM status or virtio response, but for GOOD and OK.",
+                _errors(strays),
+            ),
         ]
     )
 
 
 Sample = tuple[str, dict[str, str], float]
 """Suffix of the name, labels, value."""
-Counted = LunStatistics | QueueStatistics
+Counted = LunStatistics | QueueStatistics | StrayStatistics
 
 
 def _family(name: str, kind: str, help: str, samples: Iterable[Sample]) -> Iterator[str]:
@@ -175,9 +194,13 @@ def _escaped(text: str) -> str:
 
 
 def _labels(counted: Counted) -> dict[str, str]:
-    if isinstance(counted, LunStatistics):
-        return {"hba": counted.hba, "lun": counted.lun, "id": counted.id}
-    return {"hba": counted.hba, "queue": str(counted.queue)}
+    match counted:
+        case LunStatistics():
+            return {"hba": counted.hba, "lun": counted.lun, "id": counted.id}
+        case QueueStatistics():
+            return {"hba": counted.hba, "queue": str(counted.queue)}
+        case StrayStatistics():
+            return {"hba": counted.hba}
 
 
 def _classes(all: Iterable[Counted]) -> Iterator[tuple[dict[str, str], ClassStatistics]]:
@@ -209,11 +232,11 @@ def _histograms(luns: Iterable[LunStatistics]) -> Iterator[Sample]:
         yield "_count", labels, of.ops
 
 
-def _errors(luns: Iterable[LunStatistics]) -> Iterator[Sample]:
-    for lun in luns:
-        for kind, counts in (("status", lun.statuses), ("response", lun.responses)):
+def _errors(all: Iterable[Counted]) -> Iterator[Sample]:
+    for counted in all:
+        for kind, counts in (("status", counted.statuses), ("response", counted.responses)):
             for name, count in counts.items():
-                yield "", {**_labels(lun), "kind": kind, "code": name}, count
+                yield "", {**_labels(counted), "kind": kind, "code": name}, count
 
 
 def _gates(luns: Iterable[LunStatistics]) -> Iterator[Sample]:

@@ -126,10 +126,14 @@ class HostileState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LunLimits:
-    """Of one unit, as its Block Limits VPD page says (SBC-5), in blocks unless the name says
-    otherwise; 0 is no limit, for the last three: not supported."""
+    """Of one unit: what it has its HBAs say, then as its Block Limits VPD page says (SBC-5), in
+    blocks unless the name says otherwise; 0 is no limit, for the last three: not supported."""
 
     id: str
+    max_sectors: int
+    """In 512 bytes."""
+    seg_max: int
+    cmd_per_lun: int
     max_transfer_blocks: int
     optimal_transfer_blocks: int
     optimal_granularity_blocks: int

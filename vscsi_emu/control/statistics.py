@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from vscsi_emu import _dataplane
 from vscsi_emu.scsi.status import Status
@@ -62,6 +62,7 @@ class LunStatistics:
     """TARGET:LUN."""
     id: str
     in_flight: int
+    """Without those that a worker ends before it takes the next one."""
     read: ClassStatistics
     write: ClassStatistics
     other: ClassStatistics
@@ -78,7 +79,8 @@ class LunStatistics:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QueueStatistics:
-    """Commands to the units of an HBA, since these are there, that came from one virtqueue."""
+    """Commands to an HBA that came from one virtqueue: to its units, since these are there, and to
+    none."""
 
     hba: str
     queue: int
@@ -87,6 +89,22 @@ class QueueStatistics:
     read: ClassStatistics
     write: ClassStatistics
     other: ClassStatistics
+    statuses: dict[str, int]
+    """As of a LUN."""
+    responses: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StrayStatistics:
+    """Commands to an HBA that were for none of its units: to addresses where there is none, to the
+    well-known unit REPORT LUNS, or malformed."""
+
+    hba: str
+    in_flight: int
+    other: ClassStatistics
+    statuses: dict[str, int]
+    """As of a LUN."""
+    responses: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -97,6 +115,8 @@ class ServiceStatistics:
     """Of the count, in seconds; of CLOCK_MONOTONIC."""
     luns: list[LunStatistics]
     queues: list[QueueStatistics]
+    strays: list[StrayStatistics]
+    """Of each HBA."""
 
 
 class _Sum:
@@ -117,7 +137,16 @@ class _Sum:
         self.statuses.update(dict(shard.statuses))
         self.responses.update(dict(shard.responses))
 
-    def classes(self, histograms: bool) -> dict[str, ClassStatistics]:
+    def shown(self, histograms: bool) -> dict[str, Any]:
+        """As fields of a LUN's or a queue's statistics."""
+        return {
+            "in_flight": self.in_flight,
+            **self._classes(histograms),
+            "statuses": {status_name(code): n for code, n in sorted(self.statuses.items())},
+            "responses": {response_name(code): n for code, n in sorted(self.responses.items())},
+        }
+
+    def _classes(self, histograms: bool) -> dict[str, ClassStatistics]:
         return {
             name: class_statistics(latencies, moved, histograms=histograms)
             for name, moved, latencies in zip(CLASSES, self._bytes, self._latencies, strict=True)
@@ -145,8 +174,16 @@ class Source(NamedTuple):
     nexus: _dataplane.Nexus
 
 
-def sources(service: Service) -> list[Source]:
-    """All LUNs that there are. On the service's event loop."""
+class Sources(NamedTuple):
+    """All that is counted."""
+
+    luns: list[Source]
+    ports: list[tuple[str, _dataplane.Port]]
+    """Name and port of each HBA."""
+
+
+def sources(service: Service) -> Sources:
+    """All LUNs that there are, and all HBAs. On the service's event loop."""
     found = []
     for hba in service.hbas:
         for address, unit in hba.luns.items():
@@ -154,26 +191,32 @@ def sources(service: Service) -> list[Source]:
             assert nexus is not None
             id = service.disk_of(unit).id
             found.append(Source(hba.name, show_address(address), id, nexus.data_plane))
-    return found
+    return Sources(found, [(hba.name, hba.port) for hba in service.hbas])
 
 
-def collect(luns: Iterable[Source], *, histograms: bool = False) -> ServiceStatistics:
+def collect(counted: Sources, *, histograms: bool = False) -> ServiceStatistics:
     """What they count now. On any thread: there may be a thousand."""
-    shown: list[LunStatistics] = []
     by_queue: dict[tuple[str, int], _Sum] = {}
-    for source in luns:
+
+    def total_of(hba: str, shards: Mapping[int, _dataplane.Statistics]) -> _Sum:
         total = _Sum()
-        for index, shard in source.nexus.statistics.items():
+        for index, shard in shards.items():
             total.add(shard)
-            by_queue.setdefault((source.hba, index), _Sum()).add(shard)
-        shown.append(_lun(source, total, histograms))
+            by_queue.setdefault((hba, index), _Sum()).add(shard)
+        return total
+
+    luns = [
+        _lun(source, total_of(source.hba, source.nexus.statistics), histograms)
+        for source in counted.luns
+    ]
+    strays = [
+        _stray(hba, total_of(hba, port.statistics), histograms) for hba, port in counted.ports
+    ]
     queues = [
-        QueueStatistics(
-            hba=hba, queue=index, in_flight=total.in_flight, **total.classes(histograms)
-        )
+        QueueStatistics(hba=hba, queue=index, **total.shown(histograms))
         for (hba, index), total in sorted(by_queue.items())
     ]
-    return ServiceStatistics(time=time.monotonic(), luns=shown, queues=queues)
+    return ServiceStatistics(time=time.monotonic(), luns=luns, queues=queues, strays=strays)
 
 
 def _lun(source: Source, total: _Sum, histograms: bool) -> LunStatistics:
@@ -182,12 +225,16 @@ def _lun(source: Source, total: _Sum, histograms: bool) -> LunStatistics:
         hba=source.hba,
         lun=source.lun,
         id=source.id,
-        in_flight=total.in_flight,
-        **total.classes(histograms),
-        statuses={status_name(code): count for code, count in sorted(total.statuses.items())},
-        responses={response_name(code): count for code, count in sorted(total.responses.items())},
+        **total.shown(histograms),
         closed=[name for gate, name in _GATES.items() if closed & gate],
         pending=source.nexus.pending,
+    )
+
+
+def _stray(hba: str, total: _Sum, histograms: bool) -> StrayStatistics:
+    shown = total.shown(histograms)
+    return StrayStatistics(
+        hba=hba, **{name: shown[name] for name in shown if name not in ("read", "write")}
     )
 
 

@@ -29,7 +29,9 @@ class Bus(Protocol):
         """Bytes of device configuration space, all from one generation of it."""
 
     def write_config(self, offset: int, data: bytes) -> None: ...
-    def max_queue_size(self, index: int) -> int: ...
+    def max_queue_size(self, index: int) -> int:
+        """Most entries of a queue; 0 if there is no such queue."""
+
     def start_queue(self, index: int, layout: RingLayout) -> None: ...
     def notify(self, index: int) -> None:
         """Tells the device that queue `index` has new buffers."""

@@ -25,6 +25,10 @@ class RequestRefused(RuntimeError):
     """The back end answered a request by failure; the connection goes on."""
 
 
+class NotNegotiated(RuntimeError):
+    """A request whose protocol feature was not negotiated; it was not sent."""
+
+
 class _Stream:
     """A socket and the message that is arriving on it."""
 
@@ -49,6 +53,7 @@ class FrontEnd:
 
     def __init__(self, sock: socket, *, timeout: float = 10.0) -> None:
         self.timeout = timeout
+        self.offered_features = ProtocolFeature(0)
         self.protocol_features = ProtocolFeature(0)
         self.config_changes = 0
         self.called: set[int] = set()
@@ -89,7 +94,7 @@ class FrontEnd:
 
     def get(self, message: MessageType, payload: Payload | None = None) -> Payload:
         """A request that has a reply of its own."""
-        self.send_raw(message.encode(payload))
+        self._send(message, payload)
         return self._reply(message)
 
     def get_u64(self, message: MessageType) -> int:
@@ -102,7 +107,7 @@ class FrontEnd:
     ) -> None:
         """A request without reply; with REPLY_ACK its success is waited for and checked."""
         acknowledged = ProtocolFeature.REPLY_ACK in self.protocol_features
-        self.send_raw(message.encode(payload, need_reply=acknowledged), fds)
+        self._send(message, payload, fds, need_reply=acknowledged)
         if acknowledged:
             answer = self._reply(message)
             assert isinstance(answer, vu.U64)
@@ -113,8 +118,7 @@ class FrontEnd:
         self.put(message, vu.U64(value))
 
     def get_config(self, offset: int, length: int) -> bytes:
-        request = vu.ConfigSpace(offset, 0, bytes(length))
-        self.send_raw(vu.GET_CONFIG.encode(request))
+        self._send(vu.GET_CONFIG, vu.ConfigSpace(offset, 0, bytes(length)))
         packet = self.receive()
         if packet.request == vu.GET_CONFIG.number and packet.is_reply and not packet.payload:
             raise RequestRefused(f"GET_CONFIG of {length} bytes at {offset} failed")
@@ -123,6 +127,23 @@ class FrontEnd:
         if len(reply.data) != length:
             raise self._broken(f"GET_CONFIG gave {len(reply.data)} bytes instead of {length}")
         return reply.data
+
+    def _send(
+        self,
+        message: MessageType,
+        payload: Payload | None,
+        fds: Sequence[int] = (),
+        *,
+        need_reply: bool = False,
+    ) -> None:
+        """Nothing that the protocol, as negotiated, has no place for: `NotNegotiated`, or
+        `WireError` for a wrong number of descriptors."""
+        features = self.offered_features if message.offer_suffices else self.protocol_features
+        if message.needs not in features:
+            raise NotNegotiated(f"{message} needs {message.needs.name}, which was not negotiated")
+        payload = vu.Empty() if payload is None else payload
+        message.check_fds(payload, len(fds))
+        self.send_raw(message.encode(payload, need_reply=need_reply), fds)
 
     def send_raw(self, data: bytes, fds: Sequence[int] = ()) -> None:
         """Bytes as they are, descriptors with the first of them."""
@@ -133,6 +154,9 @@ class FrontEnd:
                 self._main.sock.sendall(view[sent:])
         except ConnectionError as error:
             raise self._broken("the back end closed the connection") from error
+        except TimeoutError:
+            self.close()  # half a message may be out
+            raise TimeoutError(f"the back end takes nothing within {self.timeout} s") from None
 
     def receive(self) -> Packet:
         """The next message from the back end; its own requests are answered meanwhile."""
@@ -171,13 +195,13 @@ class FrontEnd:
     # ── Negotiation ─────────────────────────────────────────────────────────────────────────────
 
     def negotiate_protocol(self, wanted: ProtocolFeature) -> ProtocolFeature:
-        """Takes what of `wanted` is offered (in-band notifications only with what they need);
-        returns it. To be called if GET_FEATURES shows bit 30."""
-        offered = ProtocolFeature(self.get_u64(vu.GET_PROTOCOL_FEATURES))
-        accepted = offered & wanted
-        needed = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
-        if needed not in accepted:
-            accepted &= ~ProtocolFeature.INBAND_NOTIFICATIONS
+        """Takes what of `wanted` is offered, with what it needs; returns it. To be called if
+        GET_FEATURES shows bit 30."""
+        self.offered_features = ProtocolFeature(self.get_u64(vu.GET_PROTOCOL_FEATURES))
+        accepted = self.offered_features & wanted
+        for feature, needed in vu.PREREQUISITES.items():
+            if needed not in accepted:
+                accepted &= ~feature
         self.put_u64(vu.SET_PROTOCOL_FEATURES, accepted)
         self.protocol_features = accepted
         return accepted

@@ -7,13 +7,14 @@ from enum import IntEnum
 from typing import Final, Self
 
 from vscsi_emu.driver.host_byte import HostByte, host_byte, split_residual
+from vscsi_emu.virtio.config import ByteOrder
 
-_REQUEST: Final = struct.Struct("<8sQBBB")  # lun, id, task_attr, prio, crn
-_RESPONSE: Final = struct.Struct("<IIHBB")  # sense_len, residual, status_qualifier, status, resp.
+_REQUEST: Final = "8sQBBB"  # lun, id, task_attr, prio, crn
+_RESPONSE: Final = "IIHBB"  # sense_len, residual, status_qualifier, status, response
 
-REQUEST_FIXED: Final = _REQUEST.size
+REQUEST_FIXED: Final = struct.calcsize("<" + _REQUEST)
 """Bytes of the request header before the CDB."""
-RESPONSE_FIXED: Final = _RESPONSE.size
+RESPONSE_FIXED: Final = struct.calcsize("<" + _RESPONSE)
 """Bytes of the response header before the sense data."""
 
 REPORT_LUNS_WLUN: Final = bytes([0xC1, 0x01, 0, 0, 0, 0, 0, 0])
@@ -46,11 +47,12 @@ class Request:
     priority: int = 0
     crn: int = 0
 
-    def pack_header(self, cdb_size: int) -> bytes:
+    def pack_header(self, cdb_size: int, order: ByteOrder = "<") -> bytes:
         """The header with the CDB padded to `cdb_size`; `ValueError` if it is longer."""
         if len(self.cdb) > cdb_size:
             raise ValueError(f"a CDB of {len(self.cdb)} bytes; cdb_size is {cdb_size}")
-        fixed = _REQUEST.pack(self.lun, self.tag, self.task_attribute, self.priority, self.crn)
+        fields = (self.lun, self.tag, self.task_attribute, self.priority, self.crn)
+        fixed = struct.pack(order + _REQUEST, *fields)
         return fixed + self.cdb.ljust(cdb_size, b"\0")
 
 
@@ -72,10 +74,13 @@ class Result:
     residual_in: int = 0
 
     @classmethod
-    def unpack(cls, reply: bytes, sense_size: int, request: Request) -> Self:
+    def unpack(
+        cls, reply: bytes, sense_size: int, request: Request, order: ByteOrder = "<"
+    ) -> Self:
         if len(reply) < RESPONSE_FIXED:
             raise AnswerError(f"{len(reply)} bytes are no response header")
-        sense_length, residual, qualifier, status, response = _RESPONSE.unpack_from(reply)
+        fields = struct.unpack_from(order + _RESPONSE, reply)
+        sense_length, residual, qualifier, status, response = fields
         sense = reply[RESPONSE_FIXED : RESPONSE_FIXED + min(sense_length, sense_size)]
         if len(sense) != sense_length:
             raise AnswerError(f"sense_len {sense_length}, but {len(sense)} bytes were written")

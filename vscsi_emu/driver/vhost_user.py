@@ -183,8 +183,9 @@ class VhostUserBus:
     # ── Queues ──────────────────────────────────────────────────────────────────────────────────
 
     def max_queue_size(self, index: int) -> int:
-        """vhost-user has no message for it: what a back end must stand."""
-        return 1024
+        """vhost-user has no message for it: what a back end must stand, and 0 for a queue above
+        those that the back end says it has."""
+        return 1024 if index < self.max_queues else 0
 
     def start_queue(self, index: int, layout: RingLayout) -> None:
         """Configures and starts queue `index`, and enables it."""

@@ -16,6 +16,7 @@ from vscsi_emu.driver.dma import Direction, DmaAllocator
 from vscsi_emu.driver.front_end import FrontEnd
 from vscsi_emu.driver.vhost_user import USER_OFFSET, VhostUserBus
 from vscsi_emu.virtio import vhost_user as vu
+from vscsi_emu.virtio.features import Feature
 from vscsi_emu.virtio.vhost_user import IotlbMessage, IotlbType, MessageType, Packet, Payload
 
 UNUSED_OFFSET: Final = 0x10_0000_0000
@@ -120,6 +121,12 @@ class IommuAllocator(DmaAllocator):
 
 class IommuBus(VhostUserBus):
     """`VhostUserBus` for a driver that accepts ACCESS_PLATFORM. Needs an `IommuFrontEnd`."""
+
+    def set_driver_features(self, features: int) -> None:
+        """`ValueError` without ACCESS_PLATFORM: then no IOTLB_MSG may be sent."""
+        if not features & Feature.ACCESS_PLATFORM:
+            raise ValueError("a device behind an IOMMU must offer VIRTIO_F_ACCESS_PLATFORM")
+        super().set_driver_features(features)
 
     def set_memory_table(self) -> None:
         self.regions = tuple(

@@ -4,6 +4,7 @@ Clauses are those of virtio 1.4, 5.6.
 """
 
 import itertools
+import struct
 import time
 from bisect import bisect_right
 from collections import Counter
@@ -17,7 +18,7 @@ from vscsi_emu.driver.queue import BufferQueue, Ticket
 from vscsi_emu.driver.request import RESPONSE_FIXED, AnswerError, Framing, Request, Result, separate
 from vscsi_emu.driver.vring import RingFull, RingLayout, SplitRing
 from vscsi_emu.virtio import config as scsi_config
-from vscsi_emu.virtio.config import ScsiConfig
+from vscsi_emu.virtio.config import ByteOrder, ScsiConfig
 from vscsi_emu.virtio.features import Feature, Status
 from vscsi_emu.virtio.scsi import (
     AsyncReply,
@@ -79,7 +80,8 @@ class Options:
     `separate`. `indirect_from`: as for `SplitRing.add`, if negotiated. `align`: of buffers, bytes.
     `event_buffers`: how many the event queue is kept filled with. `obey_limits` False plays an
     old guest that ignores max_sectors, seg_max and cmd_per_lun. `trust_length` False ignores used
-    lengths of modern devices too: QEMU's say more than it wrote.
+    lengths of modern devices too: QEMU's say more than it wrote. `byte_order`: the guest's, in
+    which legacy devices are spoken to.
     """
 
     features: Feature = KNOWN
@@ -93,6 +95,7 @@ class Options:
     event_buffers: int = EVENT_BUFFERS
     obey_limits: bool = True
     trust_length: bool = True
+    byte_order: ByteOrder = "<"
 
 
 @dataclass(eq=False, frozen=True, slots=True)
@@ -162,8 +165,8 @@ class VirtioScsi:
             (CDB_SIZE_OFFSET, self.options.cdb_size),
         ):
             if size is not None:
-                self.bus.write_config(offset, size.to_bytes(4, "little"))
-        self.config = ScsiConfig.unpack(self.bus.read_config(0, scsi_config.SIZE))
+                self.bus.write_config(offset, struct.pack(self.order + "I", size))
+        self.config = ScsiConfig.unpack(self.bus.read_config(0, scsi_config.SIZE), self.order)
         self._check_config()
 
     def _check_config(self) -> None:
@@ -179,8 +182,17 @@ class VirtioScsi:
             requests = min(requests, self.options.queues)
         for index in range(REQUEST_QUEUE + requests):
             size = min(self.bus.max_queue_size(index), self.options.queue_size)
+            if not size and index > REQUEST_QUEUE:
+                return  # the transport carries fewer than the device has
+            if not size:
+                raise ProbeError(f"the device has no queue {index}")
             self.queues[index] = self._make_queue(size)
             self.bus.start_queue(index, self.queues[index].ring.layout)
+
+    @property
+    def order(self) -> ByteOrder:
+        """Of all structures: little-endian, or the guest's own for a legacy device."""
+        return "<" if Feature.VERSION_1 in self.features else self.options.byte_order
 
     def _make_queue(self, size: int) -> BufferQueue:
         modern = Feature.VERSION_1 in self.features
@@ -193,6 +205,7 @@ class VirtioScsi:
             event_idx=Feature.EVENT_IDX in self.features,
             indirect=Feature.INDIRECT_DESC in self.features,
             trust_length=trusted,
+            order=self.order,
         )
         return BufferQueue(
             self.bus.memory,
@@ -205,14 +218,28 @@ class VirtioScsi:
     def restart_queue(self, index: int, size: int) -> BufferQueue:
         """A new ring of `size` entries for a queue that the bus has reset (2.6.1); what was in
         flight on it never comes back."""
-        old = self.queues[index]
-        for ticket in old.abandon():
-            self._forget(ticket)
-        for part in (old.ring.layout.desc, old.ring.layout.driver, old.ring.layout.device):
-            self.bus.allocator.free(part)
+        self._take_back(index)
         self.queues[index] = self._make_queue(size)
         self.bus.start_queue(index, self.queues[index].ring.layout)
         return self.queues[index]
+
+    def remove(self) -> None:
+        """Gives the device up; what was in flight never comes back. Memory is taken back only
+        after a reset (3.3.1)."""
+        self.bus.reset()
+        for index in list(self.queues):
+            self._take_back(index)
+
+    def _take_back(self, index: int) -> None:
+        """The memory of a queue that is not live."""
+        queue = self.queues.pop(index)
+        for ticket in queue.abandon():
+            self._forget(ticket)
+        layout = queue.ring.layout
+        parts = [layout.desc, layout.driver, layout.device]
+        modern = Feature.VERSION_1 in self.features
+        for part in parts if modern else parts[:1]:  # a legacy ring is one block
+            self.bus.allocator.free(part)
 
     # ── Commands ────────────────────────────────────────────────────────────────────────────────
 
@@ -259,7 +286,8 @@ class VirtioScsi:
                 lambda: self._per_lun[request.lun] < self.config.cmd_per_lun,
                 "room under cmd_per_lun",
             )
-        readable = self._cut(request.pack_header(self.config.cdb_size), request.data_out)
+        header = request.pack_header(self.config.cdb_size, self.order)
+        readable = self._cut(header, request.data_out)
         sense_size = self.config.sense_size
         writable = self._room(RESPONSE_FIXED + sense_size, request.data_in_length)
         ticket = self._add(queue, readable, writable)
@@ -272,7 +300,7 @@ class VirtioScsi:
             request.tag,
             request.lun,
             ticket,
-            lambda reply: Result.unpack(reply, sense_size, request),
+            lambda reply: Result.unpack(reply, sense_size, request, self.order),
         )
 
     def _cut(self, header: bytes, data: bytes = b"") -> list[bytes]:
@@ -393,7 +421,7 @@ class VirtioScsi:
 
     def submit_task_management(self, function: int, lun: bytes, tag: int = 0) -> InFlight[int]:
         """Starts one, for `lun` as its 8-byte field."""
-        request = TmfRequest(function, lun, tag).pack()
+        request = TmfRequest(function, lun, tag).pack(self.order)
         return self._control(request, 1, lun, _tmf_response)
 
     def query_async(self, target: int, lun: int, events: int) -> AsyncReply:
@@ -406,9 +434,13 @@ class VirtioScsi:
 
     def _asynchronous(self, kind: ControlType, target: int, lun: int, events: int) -> AsyncReply:
         request = AsyncRequest(kind, encode_lun(target, lun), events)
-        return self.wait(
-            self._control(request.pack(), AsyncReply.SIZE, request.lun, AsyncReply.unpack)
+        item = self._control(
+            request.pack(self.order),
+            AsyncReply.SIZE,
+            request.lun,
+            lambda reply: AsyncReply.unpack(reply, self.order),
         )
+        return self.wait(item)
 
     def _control(
         self, request: bytes, reply_length: int, lun: bytes, parse: Callable[[bytes], T]
@@ -430,7 +462,7 @@ class VirtioScsi:
                 if not notified or (left <= 0 and not ring.enable_notifications()):
                     return None
             tickets = self.reap(EVENT_QUEUE)
-            self._events += [Event.unpack(t.reply) for t in tickets]
+            self._events += [Event.unpack(t.reply, self.order) for t in tickets]
             self._fill_events(len(tickets))
         return self._events.pop(0)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from vscsi_emu.driver.dma import Direction, DmaAllocator, DmaMemory
+from vscsi_emu.virtio.config import ByteOrder
 
 MAX_SIZE: Final = 32768
 DESC_F_NEXT: Final = 1
@@ -15,8 +16,10 @@ AVAIL_F_NO_INTERRUPT: Final = 1
 USED_F_NO_NOTIFY: Final = 1
 LEGACY_ALIGN: Final = 4096
 
-DESCRIPTOR: Final = struct.Struct("<QIHH")  # addr, len, flags, next
-USED_ELEMENT: Final = struct.Struct("<II")  # id, len
+_DESCRIPTOR: Final = "QIHH"  # addr, len, flags, next
+_USED_ELEMENT: Final = "II"  # id, len
+DESCRIPTOR: Final = struct.Struct("<" + _DESCRIPTOR)
+USED_ELEMENT: Final = struct.Struct("<" + _USED_ELEMENT)
 
 
 class RingBroken(RuntimeError):
@@ -130,7 +133,8 @@ class SplitRing:
     """Adds chains, publishes them, and takes back what the device used.
 
     `event_idx`, `indirect`: features negotiated. `trust_length` False ignores the lengths in used
-    elements, which legacy devices get wrong (2.7.8.3).
+    elements, which legacy devices get wrong (2.7.8.3). `order`: the guest's own for a legacy
+    device (2.7.3).
     """
 
     def __init__(
@@ -142,8 +146,12 @@ class SplitRing:
         event_idx: bool = False,
         indirect: bool = False,
         trust_length: bool = True,
+        order: ByteOrder = "<",
     ) -> None:
         self.layout = layout
+        self._order = order
+        self._descriptor = struct.Struct(order + _DESCRIPTOR)
+        self._used_element = struct.Struct(order + _USED_ELEMENT)
         self._memory = memory
         self._allocator = allocator
         self._event_idx = event_idx
@@ -215,17 +223,20 @@ class SplitRing:
         if tabled:
             size = DESCRIPTOR.size * len(entries[split:])
             table = Segment(self._allocator.alloc(size), size)
-            self._memory.write(table.address, _linked(entries[split:], range(len(entries) - split)))
+            linked = self._linked(entries[split:], range(len(entries) - split))
+            self._memory.write(table.address, linked)
             self._allocator.map(*table, Direction.TO_DEVICE)
             entries[split:] = [(*table, DESC_F_INDIRECT)]
         indices, self._free = self._free[:needed], self._free[needed:]
-        raw = _linked(entries, indices)
+        raw = self._linked(entries, indices)
         for i, index in enumerate(indices):
             self._memory.write(
                 self.layout.descriptor(index), raw[DESCRIPTOR.size * i : DESCRIPTOR.size * (i + 1)]
             )
         self._chains[indices[0]] = _Chain(indices, sum(s.length for s in writable), table)
-        self._memory.write(self.layout.avail_entry(self._avail), struct.pack("<H", indices[0]))
+        self._memory.write(
+            self.layout.avail_entry(self._avail), struct.pack(self._order + "H", indices[0])
+        )
         self._avail = (self._avail + 1) & 0xFFFF
         return indices[0]
 
@@ -236,12 +247,12 @@ class SplitRing:
         the suppression read, without which both sides may wait for each other.
         """
         old, self._published = self._published, self._avail
-        self._memory.store_u16_release(self.layout.avail_idx, self._avail)
+        self._store(self.layout.avail_idx, self._avail)
         self._memory.fence()
         if self._event_idx:
-            event = self._memory.load_u16_acquire(self.layout.avail_event)
+            event = self._load(self.layout.avail_event)
             return needs_event(event, self._avail, old)
-        flags = self._memory.load_u16_acquire(self.layout.used_flags)
+        flags = self._load(self.layout.used_flags)
         return old != self._avail and not flags & USED_F_NO_NOTIFY
 
     def pop(self) -> Used | None:
@@ -253,7 +264,7 @@ class SplitRing:
         if not pending:
             return None
         raw = self._memory.read(self.layout.used_entry(self._used), USED_ELEMENT.size)
-        head, length = USED_ELEMENT.unpack(raw)
+        head, length = self._used_element.unpack(raw)
         chain = self._chains.pop(head, None)
         if chain is None:
             raise RingBroken(f"used element {self._used} names head {head}, which is not in flight")
@@ -281,7 +292,7 @@ class SplitRing:
         if self._event_idx:
             self._set_used_event(-1)  # 65535 elements away
         else:
-            self._memory.store_u16_release(self.layout.avail_flags, AVAIL_F_NO_INTERRUPT)
+            self._store(self.layout.avail_flags, AVAIL_F_NO_INTERRUPT)
 
     def enable_notifications(self, after: int = 0) -> bool:
         """Asks for a notification once `after` more elements than popped, and one, are used
@@ -290,28 +301,37 @@ class SplitRing:
         if self._event_idx:
             self._set_used_event(after)
         else:
-            self._memory.store_u16_release(self.layout.avail_flags, 0)
+            self._store(self.layout.avail_flags, 0)
         self._memory.fence()
         return self._pending() > after
 
     def _set_used_event(self, after: int) -> None:
-        self._memory.store_u16_release(self.layout.used_event, (self._used + after) & 0xFFFF)
+        self._store(self.layout.used_event, (self._used + after) & 0xFFFF)
 
     def _pending(self) -> int:
-        device_idx = self._memory.load_u16_acquire(self.layout.used_idx)
+        device_idx = self._load(self.layout.used_idx)
         pending = (device_idx - self._used) & 0xFFFF
         exposed = (self._published - self._used) & 0xFFFF
         if pending > exposed:
             raise RingBroken(f"used.idx {device_idx}: {pending} elements used, {exposed} in flight")
         return pending
 
+    def _load(self, address: int) -> int:
+        return self._native(self._memory.load_u16_acquire(address))
 
-def _linked(entries: Sequence[tuple[int, int, int]], indices: Sequence[int]) -> bytes:
-    """Descriptors (address, length, flags), each but the last chained to the next index."""
-    last = len(entries) - 1
-    return b"".join(
-        DESCRIPTOR.pack(address, length, flags | DESC_F_NEXT, indices[i + 1])
-        if i < last
-        else DESCRIPTOR.pack(address, length, flags, 0)
-        for i, (address, length, flags) in enumerate(entries)
-    )
+    def _store(self, address: int, value: int) -> None:
+        self._memory.store_u16_release(address, self._native(value))
+
+    def _native(self, value: int) -> int:
+        """`value` as a little-endian u16 says it, or the other way round."""
+        return value if self._order == "<" else (value & 0xFF) << 8 | value >> 8
+
+    def _linked(self, entries: Sequence[tuple[int, int, int]], indices: Sequence[int]) -> bytes:
+        """Descriptors (address, length, flags), each but the last chained to the next index."""
+        last = len(entries) - 1
+        return b"".join(
+            self._descriptor.pack(address, length, flags | DESC_F_NEXT, indices[i + 1])
+            if i < last
+            else self._descriptor.pack(address, length, flags, 0)
+            for i, (address, length, flags) in enumerate(entries)
+        )

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-from vscsi_emu.faults.scsi_debug import ERRORS, OPTS
+from vscsi_emu.faults.scsi_debug import ERRORS, HOST_BYTES, OPTS, PARAMETERS
 from vscsi_emu.faults.vocabulary import KINDS
 
 
@@ -40,6 +40,27 @@ def opts() -> str:
     )
 
 
+def parameters() -> str:
+    """A row a parameter of scsi_debug."""
+    return _table(["there", "here"], ([name, text] for name, text in PARAMETERS.items()))
+
+
+def host_bytes() -> str:
+    """A row a host byte."""
+    return _table(
+        ["host byte", "", "virtio response", ""],
+        (
+            [
+                f"{each.value:#04x}",
+                each.name,
+                each.response.name if each.response is not None else "refused",
+                each.note,
+            ]
+            for each in HOST_BYTES
+        ),
+    )
+
+
 def errors() -> str:
     """A row a type of line of scsi_debug's `error` file."""
     return _table(
@@ -51,7 +72,13 @@ def errors() -> str:
     )
 
 
-TABLES = {"kinds": kinds, "opts": opts, "errors": errors}
+TABLES = {
+    "kinds": kinds,
+    "opts": opts,
+    "parameters": parameters,
+    "errors": errors,
+    "host bytes": host_bytes,
+}
 """By the comment that stands before each."""
 
 

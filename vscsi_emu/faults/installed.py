@@ -11,15 +11,18 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from vscsi_emu import _dataplane
-from vscsi_emu.faults.vocabulary import Fault, function_of, rules_of
+from vscsi_emu.config import PASSTHROUGH
+from vscsi_emu.faults.vocabulary import Fault, FaultError, Medium, function_of, opcodes_of, rules_of
+from vscsi_emu.scsi.cdb import VARIABLE_LENGTH
 from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
     from vscsi_emu._dataplane import FaultRule
     from vscsi_emu.disk import Disk
+    from vscsi_emu.faults.scsi_debug import Line
     from vscsi_emu.hba import Hba
     from vscsi_emu.runtime import Runtime
-    from vscsi_emu.scsi.unit import LogicalUnit
+    from vscsi_emu.scsi.nexus import Nexus
 
 
 class TmfRule:
@@ -30,6 +33,10 @@ class TmfRule:
         self._random = random.Random(fault.seed)
         self._from = time.monotonic() + fault.start
         self._function = function_of(fault)
+        # Of variable-length CDBs any: tasks are found by operation code.
+        codes = {code if code <= 0xFF else VARIABLE_LENGTH for code in opcodes_of(fault)}
+        self.opcodes: Final = bytes(sorted(codes))
+        """Of the command that it is for; none: whatever."""
         self.met = 0
         self.hits = 0
 
@@ -61,6 +68,8 @@ class Installed:
     down: list[tuple[Hba, int]] = field(default_factory=list)
     """HBAs and their targets whose links it has down."""
     timers: list[asyncio.TimerHandle] = field(default_factory=list)
+    line: tuple[int, int] | None = None
+    """Key of the `scsi_debug.Line` that it comes from."""
 
     @property
     def met(self) -> int:
@@ -71,6 +80,12 @@ class Installed:
     def hits(self) -> int:
         """Those that it took."""
         return sum(rule.hits for rule in self.rules)
+
+
+def medium_of(disk: Disk) -> Medium:
+    """What faults of a disk work on."""
+    unit = disk.unit
+    return Medium(unit.block_size, unit.blocks, disk.config.spec.scheme == PASSTHROUGH)
 
 
 class FaultSet:
@@ -90,19 +105,39 @@ class FaultSet:
         return self._all.get(id)
 
     def add(self, disk: Disk, fault: Fault, port: Hba | None = None) -> Installed:
-        """`port`: the HBA of `Fault.nexus`."""
-        rules: list[FaultRule | TmfRule] = []
+        """`port`: the HBA of `Fault.nexus`. `FaultError` for what this disk cannot do."""
+        which = port.port if port else None
+        wanted = rules_of(fault, medium_of(disk))
+        rules: list[FaultRule | TmfRule] = [
+            _dataplane.FaultRule(port=which, **rule) for rule in wanted
+        ]
         if fault.kind == "tmf-failure":
             rules = [TmfRule(fault)]
-        elif fault.of_commands:
-            which = port.port if port else None
-            rules = [_dataplane.FaultRule(port=which, **rule) for rule in rules_of(fault)]
         added = Installed(next(self._ids), disk, fault, rules, port)
         self._all[added.id] = added
         if fault.kind == "link-down":
             self._schedule(added)
         self._publish(disk)
         return added
+
+    @staticmethod
+    def check(disk: Disk, fault: Fault) -> None:
+        """`FaultError` for what this disk cannot do."""
+        rules_of(fault, medium_of(disk))
+
+    def follow(self, disk: Disk, line: Line) -> list[Installed]:
+        """What a line for scsi_debug's `error` file says of faults that such lines made; the one
+        that it adds. `FaultError`."""
+        old = [one for one in self if one.disk is disk and one.line == line.key]
+        if line.ends and not old:
+            raise FaultError("error", "there is no such rule to remove")
+        for one in old:
+            self.remove(one)
+        if line.fault is None:
+            return []
+        added = self.add(disk, line.fault)
+        added.line = line.key
+        return [added]
 
     def remove(self, fault: Installed) -> None:
         """Commands that it makes hang go on, links are up again."""
@@ -119,21 +154,38 @@ class FaultSet:
             if isinstance(rule, _dataplane.FaultRule):
                 self._runtime.release(fault.disk.unit.data_plane, rule)
 
+    def renewed(self, disk: Disk) -> None:
+        """A disk has another unit."""
+        self._publish(disk)
+
     def forget(self, disk: Disk) -> None:
         """A disk is gone."""
         for fault in [fault for fault in self._all.values() if fault.disk is disk]:
             self.remove(fault)
 
-    def refuse_tmf(self, hba: Hba, unit: LogicalUnit, function: int) -> int | None:
+    async def refuse_tmf(
+        self, hba: Hba, nexus: Nexus, function: int, tag: int | None
+    ) -> int | None:
         """See `Hba.refuse_tmf`."""
-        for fault in self._all.values():
-            if fault.disk.unit is unit and fault.port in (None, hba):
-                for rule in fault.rules:
-                    if isinstance(rule, TmfRule):
-                        response = rule.take(function)
-                        if response is not None:
-                            return response
+        for fault in list(self._all.values()):
+            if fault.disk.unit is not nexus.unit or fault.port not in (None, hba):
+                continue
+            for rule in fault.rules:
+                if not isinstance(rule, TmfRule):
+                    continue
+                if rule.opcodes and not await self._is_one_of(rule.opcodes, hba, nexus, tag):
+                    continue
+                if (response := rule.take(function)) is not None:
+                    return response
         return None
+
+    async def _is_one_of(self, opcodes: bytes, hba: Hba, nexus: Nexus, tag: int | None) -> bool:
+        if tag is None:
+            return False
+        found = await self._runtime.query(
+            port=hba.port, nexus=nexus.data_plane, tag=tag, opcodes=opcodes
+        )
+        return found > 0
 
     def _publish(self, disk: Disk) -> None:
         rules = [
@@ -153,6 +205,9 @@ class FaultSet:
             fault.timers.append(loop.call_later(wanted.start, self._down, fault))
         else:
             self._down(fault)
+        if wanted.dev_loss is not None:
+            lost = wanted.start + wanted.dev_loss
+            fault.timers.append(loop.call_later(lost, self._lose, fault))
         if wanted.duration is not None:
             end = wanted.start + wanted.duration
             fault.timers.append(loop.call_later(end, self._up, fault))
@@ -162,6 +217,11 @@ class FaultSet:
             for target in {at[0] for at, unit in hba.luns.items() if unit is fault.disk.unit}:
                 hba.set_link(target, up=False)
                 fault.down.append((hba, target))
+
+    @staticmethod
+    def _lose(fault: Installed) -> None:
+        for hba, target in fault.down:
+            hba.lose_units(target)
 
     def _up(self, fault: Installed) -> None:
         down, fault.down = fault.down, []

@@ -12,6 +12,7 @@ from functools import cache
 from types import MappingProxyType
 from typing import Any, Final, Literal, get_args
 
+from vscsi_emu._dataplane import MAX_WEAR_UNITS
 from vscsi_emu.backends.uri import did_you_mean
 from vscsi_emu.scsi.cdb import filter_of
 from vscsi_emu.scsi.sense import SenseKey
@@ -63,6 +64,8 @@ Function = Literal[
 LONGEST: Final = 3600.0
 """Seconds that a command may be delayed by one fault."""
 _MAX_NUMBER: Final = 1 << 63
+_ERASE_UNIT: Final = 1 << 20
+"""Bytes, by default."""
 
 
 class FaultError(ValueError):
@@ -85,6 +88,10 @@ class Kind:
     """Fields of `Fault` that only some kinds have."""
     times: int | None = None
     """By default."""
+    others: bool = True
+    """Other commands can be named, too."""
+    hosts: bool = True
+    """Devices of the host (``sg:``) can have it, too."""
     linux: str = ""
     """What a Linux guest says of it."""
 
@@ -94,12 +101,19 @@ def _check(key: SenseKey, code: int, **more: bool) -> Mapping[str, Any]:
     return MappingProxyType({"answer": answer, "sense": (key, code), **more})
 
 
+def _bad(key: SenseKey, code: int, *, reads: bool) -> Mapping[str, Any]:
+    return MappingProxyType({"bad": (reads, key, code)})
+
+
+def _corruption(how: str) -> Mapping[str, Any]:
+    return MappingProxyType({"corruption": how})
+
+
 def _status(status: Status, response: Response = Response.OK) -> Mapping[str, Any]:
     return MappingProxyType({"answer": (response, status)})
 
 
 _READS: Final = ("READ",)
-_PLAIN_WRITES: Final = ("WRITE",)
 _WRITES: Final = (
     "WRITE",
     "WRITE AND VERIFY",
@@ -108,6 +122,8 @@ _WRITES: Final = (
     "COMPARE AND WRITE",
     "ORWRITE",
 )
+_CHECKED_READS: Final = (*_READS, "VERIFY", "WRITE AND VERIFY", "COMPARE AND WRITE", "ORWRITE")
+_CHANGES: Final = (*_WRITES, "UNMAP")
 _NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
@@ -119,15 +135,15 @@ KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
             takes=("response", "status", "key", "code", "executed"),
         ),
         "medium-error": Kind(
-            "MEDIUM ERROR, UNRECOVERED READ ERROR at the first bad block, whose address is in "
-            "INFORMATION; what comes before it is transferred.",
-            _check(SenseKey.MEDIUM_ERROR, 0x1100, located=True),
-            commands=(*_READS, "VERIFY"),
+            "MEDIUM ERROR, UNRECOVERED READ ERROR at the first bad block that is read, whose "
+            "address is in INFORMATION; what comes before it is done.",
+            _bad(SenseKey.MEDIUM_ERROR, 0x1100, reads=True),
+            commands=_CHECKED_READS,
             linux="critical medium error",
         ),
         "write-error": Kind(
-            "The same for writes: MEDIUM ERROR, WRITE ERROR.",
-            _check(SenseKey.MEDIUM_ERROR, 0x0C00, located=True),
+            "The same of blocks that are written: MEDIUM ERROR, WRITE ERROR.",
+            _bad(SenseKey.MEDIUM_ERROR, 0x0C00, reads=False),
             commands=_WRITES,
             linux="I/O error",
         ),
@@ -150,8 +166,8 @@ KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
             linux="I/O error",
         ),
         "transport-error": Kind(
-            "ABORTED COMMAND, ACK/NAK TIMEOUT.",
-            _check(SenseKey.ABORTED_COMMAND, 0x4B03),
+            "ABORTED COMMAND, ACK/NAK TIMEOUT, of a command that was processed well.",
+            _check(SenseKey.ABORTED_COMMAND, 0x4B03, executed=True),
         ),
         "dif-error": Kind(
             "ABORTED COMMAND, LOGICAL BLOCK GUARD CHECK FAILED, after the transfer.",
@@ -178,12 +194,15 @@ KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
             linux="critical space allocation error",
         ),
         "wear-out": Kind(
-            "After `writes` writes each one is remapped: RECOVERED ERROR, WRITE ERROR - RECOVERED "
-            "WITH AUTO REALLOCATION. After `spares` of these: MEDIUM ERROR, WRITE ERROR - AUTO "
-            "REALLOCATION FAILED. All writes of the range count together.",
+            "Each erase unit of `unit` blocks, 1 MiB by default (or what makes no more than "
+            f"{MAX_WEAR_UNITS} units), can be written `writes` times. The next write of it has a "
+            "spare one take its place: RECOVERED ERROR, WRITE ERROR - RECOVERED WITH AUTO "
+            "REALLOCATION. When none of the `spares`, 1 by default, is left: MEDIUM ERROR, WRITE "
+            "ERROR - AUTO REALLOCATION FAILED, at the first worn block.",
             _NOTHING,
             commands=_WRITES,
-            takes=("writes", "spares"),
+            takes=("writes", "spares", "unit"),
+            others=False,
             linux="I/O error",
         ),
         "unit-attention": Kind(
@@ -233,38 +252,53 @@ KINDS: Final[Mapping[KindName, Kind]] = MappingProxyType(
             "Only `part` of the data is transferred, half by default, in whole blocks; the rest is "
             "residual.",
             _NOTHING,
-            commands=(*_READS, *_PLAIN_WRITES),
+            commands=(*_READS, "WRITE", "WRITE ATOMIC", "ORWRITE"),
             takes=("part",),
+            hosts=False,
         ),
         "bit-flip": Kind(
-            "A wrong bit: of a write on the medium, of a read for that reader only.",
-            MappingProxyType({"corruption": "flip"}),
-            commands=(*_READS, *_PLAIN_WRITES),
+            "A wrong bit, within `blocks` if these are given: of what is written on the medium, of "
+            "what is only read for that reader only. VERIFY compares it.",
+            _corruption("flip"),
+            commands=(*_READS, "VERIFY", *_WRITES),
+            others=False,
+            hosts=False,
         ),
         "torn-write": Kind(
             "Only the front of it reaches the medium.",
-            MappingProxyType({"corruption": "torn"}),
-            commands=_PLAIN_WRITES,
+            _corruption("torn"),
+            commands=_CHANGES,
+            others=False,
+            hosts=False,
         ),
         "lost-write": Kind(
             "It does not reach the medium.",
-            MappingProxyType({"corruption": "lost"}),
-            commands=_PLAIN_WRITES,
+            _corruption("lost"),
+            commands=_CHANGES,
+            others=False,
+            hosts=False,
         ),
         "misdirected-write": Kind(
             "It goes to other blocks.",
-            MappingProxyType({"corruption": "misdirected"}),
-            commands=_PLAIN_WRITES,
+            _corruption("misdirected"),
+            commands=_CHANGES,
+            others=False,
+            hosts=False,
         ),
         "tmf-failure": Kind(
-            "Task management fails with `response`, FAILURE by default: `function`, or all.",
+            "Task management fails with `response`, FAILURE by default: `function`, or all. "
+            "`opcodes`: where the function is for one command, ABORT_TASK or QUERY_TASK, only if "
+            "it is one of these.",
             _NOTHING,
             takes=("function", "response"),
         ),
         "link-down": Kind(
             "The targets that lead to the unit are gone, BAD TARGET, until this is removed or "
-            "`duration` is over; then an I_T nexus loss is reported.",
+            "`duration` is over; then an I_T nexus loss is reported. `dev_loss` seconds after the "
+            "link went down the driver is told that their units are gone, and at the end that they "
+            "are back; without it, neither.",
             _NOTHING,
+            takes=("dev_loss",),
         ),
     }
 )
@@ -272,6 +306,7 @@ assert set(KINDS) == set(get_args(KindName))
 
 _OF_KINDS: Final = {field for kind in KINDS.values() for field in kind.takes}
 _OF_COMMANDS: Final = ("opcodes", "lba", "blocks", "tag")
+_OF_A_TASK: Final = ("ABORT_TASK", "QUERY_TASK")
 _COUNTED: Final = ("nth", "every", "times", "probability", "seed")
 
 
@@ -281,7 +316,7 @@ class Fault:
 
     `opcodes`: numbers, names as ``READ(10)``, or families as ``READ``; an
     empty list: all. `lba`, `blocks`: commands
-    that touch this range. `nexus`: an HBA, by name or number. Of the commands for which all
+    that name one of these. `nexus`: an HBA, by name or number. Of the commands for which all
     this holds, the `nth` is the first one taken, then one of `every` so many, of these the part
     `probability`, drawn by `seed`, and `times` at most. `start`: seconds from now; `duration`:
     seconds.
@@ -311,6 +346,8 @@ class Fault:
     part: float | None = None
     writes: int | None = None
     spares: int | None = None
+    unit: int | None = None
+    dev_loss: float | None = None
     function: Function | None = None
 
     def __post_init__(self) -> None:
@@ -330,14 +367,21 @@ class Fault:
                 raise FaultError(name, f"{self.kind} does not take it")
         if self.distribution == "uniform" and (self.spread or 0) < (self.seconds or 0):
             raise FaultError("spread", "the most must not be less than the least, seconds")
+        if self.kind == "tmf-failure" and self.opcodes and self.function not in _OF_A_TASK:
+            raise FaultError(
+                "opcodes",
+                f"only {' and '.join(_OF_A_TASK)} are for a command: name one as function",
+            )
         opcodes_of(self)
 
     def _meaningless(self) -> tuple[str, ...]:
         match self.kind:
             case "tmf-failure":
-                return _OF_COMMANDS
+                return _OF_COMMANDS[1:]
             case "link-down":
                 return (*_OF_COMMANDS, *_COUNTED)
+            case "wear-out":
+                return _COUNTED
         return ()
 
     @property
@@ -364,8 +408,10 @@ _NUMBERS: Final = (
     ("seconds", 0.0, LONGEST),
     ("spread", 0.0, LONGEST),
     ("part", 0.0, 1.0),
-    ("writes", 0, _MAX_NUMBER),
-    ("spares", 1, _MAX_NUMBER),
+    ("writes", 0, (1 << 32) - 1),
+    ("spares", 0, _MAX_NUMBER),
+    ("unit", 1, _MAX_NUMBER),
+    ("dev_loss", 0.0, math.inf),
 )
 
 
@@ -390,6 +436,10 @@ def opcodes_of(fault: Fault) -> set[int]:
     default = list(KINDS[fault.kind].commands)
     for name in default if fault.opcodes is None else fault.opcodes:
         wanted |= _opcodes().get(str(name)) or {_number(name)}
+    if not KINDS[fault.kind].others:
+        own = frozenset[int]().union(*(_opcodes()[name] for name in default))
+        if not wanted or not wanted <= own:
+            raise FaultError("opcodes", f"{fault.kind} is for {', '.join(default)} only")
     return wanted
 
 
@@ -408,8 +458,30 @@ def _number(name: str | int) -> int:
 # ── For the data plane ─────────────────────────────────────────────────────────────────────────
 
 
-def rules_of(fault: Fault) -> list[dict[str, Any]]:
-    """Keyword arguments of the `_dataplane.FaultRule`s that it takes, without `port`."""
+@dataclass(frozen=True, slots=True)
+class Medium:
+    """What a unit's commands work on."""
+
+    block_size: int
+    """Bytes."""
+    blocks: int
+    """0: a device without blocks."""
+    passthrough: bool
+    """A device of the host does the work."""
+
+
+def rules_of(fault: Fault, medium: Medium) -> list[dict[str, Any]]:
+    """Keyword arguments of the `_dataplane.FaultRule`s that it takes, without `port`. `FaultError`
+    for what such a medium cannot do."""
+    kind = KINDS[fault.kind]
+    if medium.passthrough and not kind.hosts:
+        raise FaultError(
+            "kind",
+            f"{fault.kind} is not for devices of the host: their data do not pass here; "
+            "serve a file or memory",
+        )
+    if not fault.of_commands:
+        return []
     when: dict[str, Any] = {
         **filter_of(opcodes_of(fault)),
         "blocks": None if fault.lba is None else (fault.lba, fault.lba + fault.blocks - 1),
@@ -418,20 +490,30 @@ def rules_of(fault: Fault) -> list[dict[str, Any]]:
         "duration": fault.duration,
         "skip": fault.nth - 1,
         "every": fault.every,
-        "times": fault.times or KINDS[fault.kind].times or 0,
+        "times": fault.times or kind.times or 0,
         "probability": None if fault.probability == 1 else fault.probability,
         "seed": fault.seed,
     }
-    if fault.kind != "wear-out":
-        return [{**when, **KINDS[fault.kind].rule, **_given(fault)}]
-    writes, spares = fault.writes or 0, fault.spares or 1
-    remapped = _check(SenseKey.RECOVERED_ERROR, 0x0C01, executed=True)
-    failed = _check(SenseKey.MEDIUM_ERROR, 0x0C02, located=True)
-    skip = when["skip"] + writes
-    return [
-        {**when, **remapped, "skip": skip, "times": spares},
-        {**when, **failed, "skip": skip + spares * fault.every},
-    ]
+    more = _wear(fault, medium) if fault.kind == "wear-out" else _given(fault)
+    return [{**when, **kind.rule, **more}]
+
+
+def _wear(fault: Fault, medium: Medium) -> Mapping[str, Any]:
+    if medium.blocks == 0:
+        raise FaultError("kind", "wear-out is for units with blocks")
+    whole = fault.lba is None
+    first = 0 if fault.lba is None else fault.lba
+    last = medium.blocks - 1 if whole else first + fault.blocks - 1
+    unit = fault.unit or max(_ERASE_UNIT // medium.block_size, 1)
+    while fault.unit is None and (last - first) // unit >= MAX_WEAR_UNITS:
+        unit *= 2
+    if (units := (last - first) // unit + 1) > MAX_WEAR_UNITS:
+        raise FaultError(
+            "unit",
+            f"{units} units are more than {MAX_WEAR_UNITS}; name larger ones, or less blocks",
+        )
+    spares = 1 if fault.spares is None else fault.spares
+    return {"blocks": (first, last), "wear": (unit, fault.writes or 0, spares)}
 
 
 def _given(fault: Fault) -> Mapping[str, Any]:

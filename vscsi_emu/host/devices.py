@@ -35,6 +35,7 @@ _TYPES: Final = {
     0x1F: "unknown",
 }
 """PERIPHERAL DEVICE TYPE (SPC-6, standard INQUIRY data)."""
+_LEAVING: Final = frozenset({"cancel", "deleted"})
 _WITH_BLOCKS: Final = frozenset({0x00, 0x04, 0x05, 0x07, 0x0E, 0x14})
 
 
@@ -63,6 +64,8 @@ class ScsiDevice:
     address: Address
     path: Path
     """Its directory in sysfs, links resolved."""
+    instance: int
+    """Another one for the same unit once it has been removed and is found again."""
     type: int
     """PERIPHERAL DEVICE TYPE."""
     vendor: str
@@ -92,6 +95,11 @@ class ScsiDevice:
     @property
     def type_name(self) -> str:
         return _TYPES.get(self.type, f"type {self.type:#04x}")
+
+    @property
+    def stays(self) -> bool:
+        """Whether the host is not about to remove it."""
+        return self.state not in _LEAVING
 
     @property
     def has_blocks(self) -> bool:
@@ -134,10 +142,13 @@ def devices(roots: Roots = THIS_MACHINE) -> list[ScsiDevice]:
 def at(address: Address, roots: Roots = THIS_MACHINE) -> ScsiDevice | None:
     """The logical unit at `address`; None when there is none, or no longer."""
     path = (roots.sysfs / "bus" / "scsi" / "devices" / str(address)).resolve()
-    kind = sysfs.number(path / "type")
-    if kind is None:
+    kind, instance = sysfs.number(path / "type"), sysfs.inode(path)
+    if kind is None or instance is None:
         return None
     block = next(iter(_children(path / "block")), None)
+    block_size = sysfs.number(block / "queue" / "logical_block_size") if block else None
+    if block_size is None:
+        block = None  # its queue comes last, and goes first
     sectors = sysfs.number(block / "size") if block else None
     host = roots.sysfs / "class" / "scsi_host" / f"host{address.host}"
     others = (
@@ -146,9 +157,10 @@ def at(address: Address, roots: Roots = THIS_MACHINE) -> ScsiDevice | None:
         for child in _children(path / name)
         if (node := sysfs.node(child, roots.dev))
     )
-    return ScsiDevice(
+    device = ScsiDevice(
         address=address,
         path=path,
+        instance=instance,
         type=kind,
         vendor=sysfs.text(path / "vendor") or "",
         model=sysfs.text(path / "model") or "",
@@ -159,12 +171,14 @@ def at(address: Address, roots: Roots = THIS_MACHINE) -> ScsiDevice | None:
         state=sysfs.text(path / "state") or "unknown",
         sg=_node(path / "scsi_generic", roots),
         bsg=_node(path / "bsg", roots),
-        block=_node(path / "block", roots),
+        block=sysfs.node(block, roots.dev) if block else None,
         other_nodes=tuple(others),
         size=None if sectors is None else sectors * SECTOR,
-        block_size=sysfs.number(block / "queue" / "logical_block_size") if block else None,
+        block_size=block_size,
         roots=roots,
     )
+    # Attributes go before their directory does: without this one others may have been missing.
+    return device if sysfs.number(path / "type") == kind else None
 
 
 def _children(directory: Path) -> Iterator[Path]:

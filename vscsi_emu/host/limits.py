@@ -77,14 +77,19 @@ class QueueLimits:
         return (value for value in values if isinstance(value, Limit))
 
 
-def queue_limits(device: ScsiDevice, *, commands: bool = True) -> QueueLimits:
+def queue_limits(
+    device: ScsiDevice, *, commands: bool = True, before: QueueLimits | None = None
+) -> QueueLimits:
     """Reads all there is: sysfs, ioctls of the nodes that may be opened, the device's Block Limits
     VPD page. May wait for the host's error recovery.
 
     With `commands` it sends SCSI commands, during which no other Python thread runs: before
-    serving only. Without, it takes the VPD page that the kernel has read.
+    serving only. Without, it takes the VPD page that the kernel has read; or, of a device whose
+    limits were read `before`, the page of then.
     """
     answers = ask(device, commands)
+    if before is not None and before.block_limits is not None:
+        answers.page, answers.page_source = before.block_limits, "Block Limits VPD page"
     directory = device.block_directory
     queue = directory / "queue" if directory else None
     segments = [
@@ -110,6 +115,13 @@ def queue_limits(device: ScsiDevice, *, commands: bool = True) -> QueueLimits:
         block_limits=answers.page,
         block_size=answers.block_size,
     )
+
+
+def attributes(device: ScsiDevice) -> tuple[Path, ...]:
+    """Of the limits, those in sysfs that an administrator may change at any time."""
+    directory = device.block_directory
+    depth = device.path / "queue_depth"
+    return (depth, directory / "queue" / "max_sectors_kb") if directory else (depth,)
 
 
 def _sectors(

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import os
+import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, fields
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
-from vscsi_emu.host.devices import Address, ScsiDevice, at, devices
+from vscsi_emu.host.devices import Address, ScsiDevice, devices
 from vscsi_emu.host.errors import HostError
 from vscsi_emu.host.roots import THIS_MACHINE, Roots
 
-Kind = Literal["added", "removed", "changed", "attention"]
+Kind = Literal["added", "removed", "changed", "attention", "missed"]
 
 _SUBSYSTEMS: Final = ("scsi", "block", "scsi_generic", "bsg", "scsi_tape", "scsi_changer")
 
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What happened to a device."""
+    """What happened to a device; ``missed``: nobody knows, as the kernel had to drop events."""
 
     kind: Kind
     device: ScsiDevice
@@ -59,7 +61,7 @@ def compare(
 
 
 def _who(device: ScsiDevice) -> object:
-    return device.type, device.vendor, device.model, device.wwid, device.serial
+    return device.instance, device.type, device.vendor, device.model, device.wwid, device.serial
 
 
 class Monitor:
@@ -90,50 +92,60 @@ class Monitor:
 
     def poll(self) -> list[Change]:
         """What has changed since the last call. Does not wait."""
-        events = self._events()
-        if events is not None and not events:
-            return []
-        changes, kept = [], dict(self.known)
-        for event in events or ():
-            address = Address.parse(event.sys_name)
-            if address is None or event.get("DEVTYPE") != "scsi_device" or address not in kept:
-                continue
-            if event.action == "remove":
-                # It may be back by now.
-                changes.append(Change("removed", kept.pop(address)))
-            elif attention := event.get("SDEV_UA"):
-                device = at(address, self._roots) or kept[address]
-                changes.append(Change("attention", device, attention=attention))
+        attentions, lost = self._attentions()
         now = _by_address(devices(self._roots))
-        changes += compare(kept, now)
+        changes = compare(self.known, now)
+        changes += [
+            Change("attention", now[address], attention=attention)
+            for address, attention in attentions
+            if address in now
+        ]
+        if lost:
+            changes += [Change("missed", device) for device in now.values()]
         self.known = now
         return changes
 
     async def __aiter__(self) -> AsyncIterator[Change]:
         """Changes as they come, without end."""
-        loop = asyncio.get_running_loop()
-        ready = asyncio.Event()
+        while True:
+            await self._readable()
+            for change in self.poll():
+                yield change
+
+    async def _readable(self) -> None:
+        # Not watched while changes are dealt with: it stays readable until it is read.
+        loop, ready = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(self.fileno(), ready.set)
         try:
-            while True:
-                await ready.wait()
-                ready.clear()
-                for change in self.poll():
-                    yield change
+            await ready.wait()
         finally:
             loop.remove_reader(self.fileno())
 
-    def _events(self) -> list[Any] | None:
-        """Those that wait to be read; None where some were lost."""
-        events = []
-        try:
-            while (event := self._monitor.poll(timeout=0)) is not None:
-                events.append(event)
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise
-            return None
-        return events
+    def _attentions(self) -> tuple[list[tuple[Address, str]], bool]:
+        """Unit attention conditions among the events that wait to be read, and whether the kernel
+        had no room for some. What else they say `devices` says."""
+        found: list[tuple[Address, str]] = []
+        lost = False
+        while True:
+            try:
+                event = self._monitor.poll(timeout=0)
+            except OSError as failed:
+                if (error := failed.errno or self._error()) not in (0, errno.ENOBUFS):
+                    said = os.strerror(error)
+                    raise HostError(f"the kernel's device events end: {said}") from None
+                lost = True
+                continue
+            if event is None:
+                return found, lost
+            address = Address.parse(event.sys_name)
+            attention = event.get("SDEV_UA")
+            if address is not None and attention and event.get("DEVTYPE") == "scsi_device":
+                found.append((address, attention))
+
+    def _error(self) -> int:
+        """Takes the error that the socket has: pyudev does not say which."""
+        with socket.socket(fileno=os.dup(self.fileno())) as found:
+            return found.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
 
 
 def _by_address(found: Iterable[ScsiDevice]) -> dict[Address, ScsiDevice]:

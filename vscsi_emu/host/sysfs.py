@@ -27,6 +27,14 @@ def number(path: Path) -> int | None:
         return None
 
 
+def inode(directory: Path) -> int | None:
+    """What the kernel numbers a directory with; another one of the same name has another."""
+    try:
+        return directory.stat().st_ino
+    except OSError:
+        return None
+
+
 def names(directory: Path) -> list[str]:
     """What is in a directory, sorted; nothing where there is none."""
     try:

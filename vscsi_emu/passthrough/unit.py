@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Final
 
@@ -76,8 +77,15 @@ class PassthroughUnit(LogicalUnit):
         self.device.set_capacity(*capacity)
         self.establish(Asc.CAPACITY_DATA_HAS_CHANGED)
 
+    def limited(
+        self, limits: _dataplane.PassthroughLimits, *, max_segments: int, commands: int
+    ) -> None:
+        """The host has other limits now, and so has the Block Limits page."""
+        self._limits, self._max_segments, self._depth = limits, max_segments, commands
+        self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
+
     @property
-    def queue_limits(self) -> QueueLimits:
+    def own_limits(self) -> QueueLimits:
         return QueueLimits(
             max_bytes=self._limits.most,
             max_segments=self._max_segments,
@@ -88,4 +96,10 @@ class PassthroughUnit(LogicalUnit):
         return self._limits.most
 
     def _most_blocks(self) -> int:
-        return self._limits.most // self.capacity.block_size
+        return self.queue_limits.max_bytes // self.capacity.block_size
+
+    @property
+    def block_limits(self) -> Limits:
+        if not self.capacity.block_size:
+            return self.limits
+        return replace(self.limits, max_transfer_blocks=self._most_blocks())

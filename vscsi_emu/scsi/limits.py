@@ -62,6 +62,19 @@ class QueueLimits:
     commands: int = 0
     """In flight."""
 
+    def lowered(self, cap: QueueLimits) -> QueueLimits:
+        """The lower of each."""
+        return QueueLimits(
+            max_bytes=lower(self.max_bytes, cap.max_bytes),
+            max_segments=lower(self.max_segments, cap.max_segments),
+            commands=lower(self.commands, cap.commands),
+        )
+
+
+def lower(limit: int, other: int) -> int:
+    """Of two limits, either of which may be 0 for none."""
+    return min(limit, other) if limit and other else limit or other
+
 
 _WIDTHS: Final = {
     "optimal_granularity_blocks": 0xFFFF,

@@ -7,6 +7,7 @@ import logging
 import time
 import weakref
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Final
 
 from vscsi_emu import _dataplane
@@ -14,7 +15,7 @@ from vscsi_emu.scsi.bad_blocks import BadBlocks
 from vscsi_emu.scsi.cdb import Feature, Flag
 from vscsi_emu.scsi.identifying import IdentifyingInformation
 from vscsi_emu.scsi.identity import Identity
-from vscsi_emu.scsi.limits import Limits, QueueLimits
+from vscsi_emu.scsi.limits import Limits, QueueLimits, lower
 from vscsi_emu.scsi.log_pages import ErrorLog
 from vscsi_emu.scsi.mode_pages import ModePages, direct_access_pages
 from vscsi_emu.scsi.nexus import Nexus
@@ -123,6 +124,7 @@ class LogicalUnit:
         self.rotation_rate: Final = rotation_rate
         self.lbprz: Final = lbprz
         self.limits: Final = limits or Limits.default(block_size)
+        self._cap = QueueLimits()
         self.features: Final = _features(
             self.limits,
             thin=discard and engine.can_discard,
@@ -205,10 +207,38 @@ class LogicalUnit:
         for nexus in self.nexuses:
             nexus.update_gate()
 
+    # ── Limits that initiators are told ────────────────────────────────────────────────────────
+
+    @property
+    def own_limits(self) -> QueueLimits:
+        """What it takes."""
+        return QueueLimits(max_bytes=self.limits.max_transfer_blocks * self.block_size)
+
     @property
     def queue_limits(self) -> QueueLimits:
         """What an HBA says of its limits on this unit's behalf."""
-        return QueueLimits(max_bytes=self.limits.max_transfer_blocks * self.block_size)
+        return self.own_limits.lowered(self._cap)
+
+    @property
+    def block_limits(self) -> Limits:
+        """What its Block Limits VPD page says."""
+        cap = self._cap.max_bytes // self.block_size
+        return replace(
+            self.limits,
+            max_transfer_blocks=lower(self.limits.max_transfer_blocks, cap),
+            optimal_transfer_blocks=min(self.limits.optimal_transfer_blocks, cap)
+            if cap
+            else self.limits.optimal_transfer_blocks,
+        )
+
+    def lower(self, cap: QueueLimits) -> None:
+        """Tells initiators these limits where they are lower than its own; INQUIRY DATA HAS CHANGED
+        for every nexus where that changes a page. What it takes is as before: commands that were
+        made for the old limits are on their way, and initiators cannot make them anew."""
+        before = self.block_limits
+        self._cap = cap
+        if self.block_limits != before:
+            self.establish(Asc.INQUIRY_DATA_HAS_CHANGED)
 
     # ── State ──────────────────────────────────────────────────────────────────────────────────
 

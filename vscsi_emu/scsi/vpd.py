@@ -226,7 +226,7 @@ _BLOCK_CHARACTERISTICS_LAYOUT: Final = struct.Struct(">HxBB55x")
 
 
 def _block_limits(unit: LogicalUnit) -> bytes:
-    limits, thin = unit.limits, unit.thin
+    limits, thin = unit.block_limits, unit.thin
     return _BLOCK_LIMITS_LAYOUT.pack(
         0,  # WSNZ: WRITE SAME of 0 blocks goes to the end of the medium
         limits.max_compare_and_write_blocks,

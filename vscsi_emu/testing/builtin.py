@@ -114,7 +114,9 @@ def guest(boot: Boot, show: Show) -> int:
         _reset_unit(host.disks[0, 0], show)
         machine.call(lambda: slot.hba.remove_lun(_UNPLUGGED))
         _expect_unplugged(host, show)
-        bus.reset()
+        device.remove()
+        if left := bus.allocator.allocated:
+            raise GuestError(f"the driver leaks {left} bytes of guest memory")
         if slot.device.counters:
             raise GuestError(f"the driver misused registers: {dict(slot.device.counters)}")
         show("  device reset; no register was misused")

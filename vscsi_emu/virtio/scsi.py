@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from enum import IntEnum, IntFlag
+from enum import IntEnum
 from typing import Any, Final, Self
 
 from vscsi_emu.virtio.config import ByteOrder
@@ -83,17 +83,6 @@ class ResetReason(IntEnum):
     HARD = 0
     RESCAN = 1
     REMOVED = 2
-
-
-class AsyncEvent(IntFlag):
-    """VIRTIO_SCSI_EVT_ASYNC_*: asynchronous events of MMC-6's GET EVENT STATUS NOTIFICATION."""
-
-    OPERATIONAL_CHANGE = 2
-    POWER_MGMT = 4
-    EXTERNAL_REQUEST = 8
-    MEDIA_CHANGE = 16
-    MULTI_HOST = 32
-    DEVICE_BUSY = 64
 
 
 def show_address(address: tuple[int, int]) -> str:

@@ -71,6 +71,19 @@ class ProtocolFeature(IntFlag):
     GET_VRING_BASE_SKIP_DRAIN = 1 << 23
 
 
+PREREQUISITES: Final[Mapping[ProtocolFeature, ProtocolFeature]] = MappingProxyType(
+    {
+        ProtocolFeature.INBAND_NOTIFICATIONS: (
+            ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
+        ),
+        ProtocolFeature.GET_VRING_BASE_SKIP_DRAIN: (
+            ProtocolFeature.GET_VRING_BASE_INFLIGHT | ProtocolFeature.INFLIGHT_SHMFD
+        ),
+    }
+)
+"""What must be negotiated along with a protocol feature."""
+
+
 class WireError(Exception):
     """A message that breaks the protocol; says which one and how."""
 
@@ -291,13 +304,17 @@ class MessageType:
             payload = self.payload.unpack(packet.payload)
         except ValueError as error:
             raise WireError(f"{self}: {error}") from None
+        self.check_fds(payload, len(packet.fds))
+        return payload
+
+    def check_fds(self, payload: Payload, count: int) -> None:
+        """`WireError` if not so many descriptors come with this payload."""
         low, high = self.fds
         if self.fds_of is not None:
             low = high = self.fds_of(payload)
-        if not low <= len(packet.fds) <= high:
+        if not low <= count <= high:
             wanted = str(low) if low == high else f"{low} to {high}"
-            raise WireError(f"{self}: {len(packet.fds)} file descriptors instead of {wanted}")
-        return payload
+            raise WireError(f"{self}: {count} file descriptors instead of {wanted}")
 
     def decode_reply(self, packet: Packet) -> Payload:
         """The payload of this message's own reply, or the `U64` of its acknowledgement."""

@@ -1,6 +1,7 @@
 //! Storage that is a program of its own, in Python: each call waits in the inbox for its answer.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -58,7 +59,7 @@ impl Transfer {
 pub struct PythonEngine {
     inbox: Arc<Inbox>,
     token: u64,
-    size: u64,
+    size: AtomicU64,
     discard: bool,
 }
 
@@ -68,7 +69,7 @@ impl PythonEngine {
         Self {
             inbox,
             token,
-            size,
+            size: AtomicU64::new(size),
             discard,
         }
     }
@@ -92,7 +93,8 @@ impl PythonEngine {
     }
 
     fn flush(&self) -> io::Result<()> {
-        self.call(IoKind::Flush, 0, self.size, Vec::new()).map(drop)
+        self.call(IoKind::Flush, 0, self.size(), Vec::new())
+            .map(drop)
     }
 
     /// At most `CHUNK` bytes of a transfer; how many.
@@ -119,7 +121,13 @@ impl PythonEngine {
 
 impl Engine for PythonEngine {
     fn size(&self) -> u64 {
-        self.size
+        self.size.load(Ordering::Acquire)
+    }
+
+    /// The storage has that size already if it grows, and is given it afterwards if it shrinks.
+    fn resize(&self, size: u64) -> io::Result<()> {
+        self.size.store(size, Ordering::Release);
+        Ok(())
     }
 
     fn can_discard(&self) -> bool {
@@ -135,7 +143,7 @@ impl Engine for PythonEngine {
     }
 
     fn run(&self, io: &Io, iov: &[iovec]) -> io::Result<u64> {
-        io.check(self.size, iov)?;
+        io.check(self.size(), iov)?;
         match io.kind {
             IoKind::Flush => self.flush()?,
             IoKind::Prefetch => (),

@@ -5,6 +5,9 @@
 
 pub mod data;
 mod random;
+#[cfg(test)]
+mod tests;
+mod wear;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
@@ -13,12 +16,20 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::port::Port;
-use crate::sbc;
 use crate::sbc::cdb::variable_action;
-use crate::sense::SenseInfo;
+use crate::sbc::{self, Blocks};
+use crate::sense::{key, SenseInfo};
 use data::Corruption;
 pub use random::Delay;
 use random::Draw;
+use wear::Worn;
+pub use wear::{Wear, MAX_UNITS};
+
+/// WRITE ERROR - RECOVERED WITH AUTO REALLOCATION.
+const REALLOCATED: SenseInfo = SenseInfo::new(key::RECOVERED_ERROR, 0x0c01);
+/// WRITE ERROR - AUTO REALLOCATION FAILED.
+const REALLOCATION_FAILED: SenseInfo = SenseInfo::new(key::MEDIUM_ERROR, 0x0c02);
+const CHECK_CONDITION: u8 = sbc::status::CHECK_CONDITION;
 
 /// What a rule is for. All that is given must hold.
 #[derive(Default)]
@@ -53,9 +64,34 @@ pub struct Answer {
     pub sense: Option<SenseInfo>,
     /// It is executed all the same.
     pub executed: bool,
-    /// The error is at the first block of the rule's range: what comes before it is transferred,
-    /// and INFORMATION is its address.
-    pub located: bool,
+}
+
+impl Answer {
+    pub fn check(sense: SenseInfo) -> Self {
+        Self {
+            status: CHECK_CONDITION,
+            sense: Some(sense),
+            ..Self::default()
+        }
+    }
+
+    fn executed(sense: SenseInfo) -> Self {
+        Self {
+            executed: true,
+            ..Self::check(sense)
+        }
+    }
+}
+
+/// Blocks that fail: what comes before the first one of a command is done, and INFORMATION is its
+/// address.
+#[derive(Clone, Copy, Debug)]
+pub struct Bad {
+    /// First and last LBA.
+    pub blocks: (u64, u64),
+    /// Where a command both reads and changes blocks, whether reads fail.
+    pub reads: bool,
+    pub sense: SenseInfo,
 }
 
 /// What happens to a command.
@@ -65,6 +101,9 @@ pub struct Action {
     /// It waits until it is released.
     pub hang: bool,
     pub answer: Option<Answer>,
+    pub bad: Option<Bad>,
+    /// It is a write, and this says how it ends.
+    pub wear: Option<Wear>,
     /// The part of its data that is transferred.
     pub short: Option<f64>,
     pub corruption: Option<Corruption>,
@@ -112,15 +151,13 @@ impl Rule {
             && when.from.is_none_or(|from| command.now >= from)
             && when.until.is_none_or(|until| command.now < until)
             && when.blocks.is_none_or(|(first, last)| {
-                command
-                    .blocks
-                    .as_ref()
-                    .is_some_and(|blocks| blocks.lba <= last && blocks.end() > first)
+                let mut ranges = command.blocks.iter();
+                ranges.any(|blocks| blocks.lba <= last && blocks.end() > first)
             })
     }
 
-    /// Whether this command, which fits, is one to take; and what is drawn for it.
-    fn take(&self) -> Option<Draw> {
+    /// Whether this command, which fits, is one to take; and what is drawn for it, and met.
+    fn take(&self, command: &Command<'_>) -> Option<(Draw, Option<Worn>)> {
         let when = &self.when;
         let number = self.met.fetch_add(1, Ordering::Relaxed);
         let draw = Draw::new(when.seed, number);
@@ -129,12 +166,16 @@ impl Rule {
         if !counted || when.probability.is_some_and(|part| draw.chance() >= part) {
             return None;
         }
+        let worn = match &self.then.wear {
+            Some(wear) => Some(wear.write(&command.blocks)?),
+            None => None,
+        };
         self.hits
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |hits| {
                 (when.times == 0 || hits < when.times).then_some(hits + 1)
             })
             .ok()
-            .map(|_| draw)
+            .map(|_| (draw, worn))
     }
 }
 
@@ -143,7 +184,8 @@ pub struct Command<'a> {
     pub port: &'a Arc<Port>,
     pub tag: u64,
     pub cdb: &'a [u8],
-    pub blocks: Option<sbc::Blocks>,
+    /// Those that it names.
+    pub blocks: Vec<Blocks>,
     pub now: Instant,
 }
 
@@ -151,12 +193,12 @@ pub struct Command<'a> {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Part {
     Fraction(f64),
-    Blocks(u64),
+    Bytes(u64),
 }
 
 impl Part {
-    /// Bytes, in whole blocks. Of any part at least one: a driver that goes on where a command
-    /// ended gets on.
+    /// Bytes. Of any fraction at least one block: a driver that goes on where a command ended gets
+    /// on.
     pub fn of(self, len: u64, block_size: u64) -> u64 {
         match self {
             Self::Fraction(part) => {
@@ -166,9 +208,19 @@ impl Part {
                     .saturating_mul(block_size)
                     .min(len)
             }
-            Self::Blocks(blocks) => blocks.saturating_mul(block_size).min(len),
+            Self::Bytes(bytes) => bytes.min(len),
         }
     }
+}
+
+/// How a command's data go wrong.
+#[derive(Clone, Copy, Debug)]
+pub struct Corrupted {
+    pub what: Corruption,
+    /// First and last LBA that the rule is for.
+    pub blocks: (u64, u64),
+    /// Drawn for it.
+    pub random: u64,
 }
 
 /// What is to happen to one command, of all rules that took it.
@@ -177,15 +229,15 @@ pub struct Planned {
     pub hang: Option<Arc<Rule>>,
     pub delay: Duration,
     pub answer: Option<Answer>,
+    pub bad: Option<Bad>,
     pub part: Option<Part>,
-    /// With what is drawn for it.
-    pub corruption: Option<(Corruption, u64)>,
+    pub corruption: Option<Corrupted>,
     pub lose: bool,
 }
 
 impl Planned {
     /// Delays add up; of the rest the first rule's stands.
-    fn add(&mut self, rule: &Arc<Rule>, draw: &Draw, blocks: Option<&sbc::Blocks>) {
+    fn add(&mut self, rule: &Arc<Rule>, draw: &Draw, worn: Option<Worn>) {
         let then = &rule.then;
         if then.hang && self.hang.is_none() {
             self.hang = Some(rule.clone());
@@ -193,24 +245,26 @@ impl Planned {
         if let Some(delay) = &then.delay {
             self.delay += delay.draw(draw);
         }
-        if let (None, Some(mut answer)) = (self.answer, then.answer) {
-            if let (true, Some(blocks)) = (answer.located, blocks) {
-                let bad = rule.when.blocks.map_or(0, |(first, _)| first);
-                let before = bad.saturating_sub(blocks.lba);
-                answer.sense = answer
-                    .sense
-                    .map(|sense| sense.information(blocks.lba + before));
-                if before > 0 && blocks.transferred {
-                    answer.executed = true;
-                    self.part = Some(Part::Blocks(before));
-                }
-            }
-            self.answer = Some(answer);
+        if self.answer.is_none() && self.bad.is_none() {
+            (self.answer, self.bad) = match worn {
+                None => (then.answer, then.bad),
+                Some(Worn::Remapped) => (Some(Answer::executed(REALLOCATED)), None),
+                Some(Worn::Failed(first, last)) => (
+                    None,
+                    Some(Bad {
+                        blocks: (first, last),
+                        reads: false,
+                        sense: REALLOCATION_FAILED,
+                    }),
+                ),
+            };
         }
         self.part = self.part.or(then.short.map(Part::Fraction));
-        let corruption = then
-            .corruption
-            .map(|corruption| (corruption, draw.number()));
+        let corruption = then.corruption.map(|what| Corrupted {
+            what,
+            blocks: rule.when.blocks.unwrap_or((0, u64::MAX)),
+            random: draw.number(),
+        });
         self.corruption = self.corruption.or(corruption);
         self.lose |= then.lose;
     }
@@ -237,59 +291,11 @@ impl Rules {
     pub fn plan(&self, command: &Command<'_>) -> Option<Box<Planned>> {
         let mut planned = None;
         for rule in self.list.load().iter().filter(|rule| rule.fits(command)) {
-            if let Some(draw) = rule.take() {
+            if let Some((draw, worn)) = rule.take(command) {
                 let planned: &mut Box<Planned> = planned.get_or_insert_default();
-                planned.add(rule, &draw, command.blocks.as_ref());
+                planned.add(rule, &draw, worn);
             }
         }
         planned
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn fits(when: When, cdb: &[u8]) -> bool {
-        Rule::new(when, Action::default()).fits(&Command {
-            port: &Arc::default(),
-            tag: 0,
-            cdb,
-            blocks: sbc::blocks(cdb),
-            now: Instant::now(),
-        })
-    }
-
-    #[test]
-    fn variable_length_cdbs_are_named_by_service_action() {
-        let variable = |action, lba| {
-            let mut cdb = [0; 32];
-            (cdb[0], cdb[7], cdb[9], cdb[19], cdb[31]) = (0x7f, 0x18, action, lba, 2);
-            cdb
-        };
-        let (read, write) = (variable(0x09, 5), variable(0x0b, 5));
-        let reads = || When {
-            opcodes: vec![0x28],
-            actions: vec![0x09],
-            ..When::default()
-        };
-        assert!(fits(reads(), &read));
-        assert!(!fits(reads(), &write));
-        assert!(fits(reads(), &[0x28; 16]));
-        assert!(!fits(reads(), &[0x2a; 16]));
-        for opcodes in [vec![], vec![0x7f]] {
-            let when = || When {
-                opcodes: opcodes.clone(),
-                blocks: Some((6, 9)),
-                ..When::default()
-            };
-            assert!(fits(when(), &read) && fits(when(), &write));
-            assert!(!fits(when(), &variable(0x0b, 4)));
-        }
-        let only = When {
-            actions: vec![0x09],
-            ..When::default()
-        };
-        assert!(!fits(only, &[0x28; 16]));
     }
 }

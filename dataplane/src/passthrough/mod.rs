@@ -4,6 +4,7 @@
 //! [`transfer::Transfer`] is one command on its way: cut into pieces that the host takes, each a
 //! [`node::Call`], whose results it puts together.
 
+pub mod attention;
 mod command;
 pub mod engine;
 pub mod limits;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use arc_swap::{ArcSwap, ArcSwapOption};
 use libc::iovec;
 
+use attention::Attention;
 use limits::Limits;
 use node::{Node, Reset};
 use queue::Ended;
@@ -89,6 +91,7 @@ pub struct Passthrough {
     blocks: AtomicU64,
     /// The format of sense data of our own: that of the device's.
     descriptor_sense: AtomicBool,
+    pub attention: Attention,
     pub counters: Counters,
 }
 
@@ -117,6 +120,7 @@ impl Passthrough {
             block_size: AtomicU32::new(0),
             blocks: AtomicU64::new(0),
             descriptor_sense: AtomicBool::new(false),
+            attention: Attention::default(),
             counters: Counters::default(),
         }
     }
@@ -125,6 +129,7 @@ impl Passthrough {
     /// those that run.
     pub fn close(&self) {
         self.way.store(None);
+        self.attention.close();
     }
 
     pub fn reset(&self, scope: Reset) -> io::Result<()> {

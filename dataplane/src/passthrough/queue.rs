@@ -8,6 +8,8 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
+
 use super::node::Completion;
 use super::sg::{SgIoHdr, MAX_SENSE};
 use super::transfer::Piece;
@@ -15,6 +17,10 @@ use crate::event::Event;
 
 /// SG_MAX_QUEUE: commands that one descriptor takes.
 const PER_DESCRIPTOR: usize = 16;
+/// What epoll says of `Shared::wake`; of descriptors it says their numbers.
+const WAKE: u64 = u64::MAX;
+/// More come with the next call.
+const EVENTS: usize = 16;
 
 pub type Ended = Box<dyn FnOnce(Piece, io::Result<Completion>) + Send>;
 
@@ -28,7 +34,7 @@ struct Flight {
 struct Descriptor {
     fd: OwnedFd,
     in_flight: usize,
-    /// The device is gone.
+    /// The device is gone: the kernel takes no more, but may still end what it has.
     dead: bool,
 }
 
@@ -44,6 +50,7 @@ struct State {
 struct Shared {
     state: Mutex<State>,
     wake: Event,
+    epoll: Epoll,
 }
 
 /// Several descriptors of one node, and the thread that waits for all of them.
@@ -53,7 +60,7 @@ impl SgQueue {
     /// For `depth` commands. `fd` is a descriptor of the node.
     pub fn new(fd: &OwnedFd, depth: usize) -> io::Result<Self> {
         let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-        let descriptors = (0..depth.div_ceil(PER_DESCRIPTOR))
+        let descriptors: Vec<_> = (0..depth.div_ceil(PER_DESCRIPTOR))
             .map(|_| {
                 let file = OpenOptions::new()
                     .read(true)
@@ -67,12 +74,23 @@ impl SgQueue {
                 })
             })
             .collect::<io::Result<_>>()?;
+        let (epoll, wake) = (Epoll::new()?, Event::new()?);
+        let woken = EpollEvent::new(EventSet::IN, WAKE);
+        epoll.ctl(ControlOperation::Add, wake.as_fd().as_raw_fd(), woken)?;
+        for (number, one) in (0..).zip(&descriptors) {
+            // Once for each end of a command: of a device that is gone there is always something
+            // to report.
+            let events = EventSet::IN | EventSet::EDGE_TRIGGERED;
+            let event = EpollEvent::new(events, number);
+            epoll.ctl(ControlOperation::Add, one.fd.as_raw_fd(), event)?;
+        }
         let shared = Arc::new(Shared {
             state: Mutex::new(State {
                 descriptors,
                 ..State::default()
             }),
-            wake: Event::new()?,
+            wake,
+            epoll,
         });
         let reader = shared.clone();
         std::thread::Builder::new()
@@ -134,6 +152,18 @@ impl State {
         None
     }
 
+    /// After an end there is room. What the host does not take leaves it to the next one.
+    fn launch_waiting(&mut self) -> Vec<(Piece, Ended, io::Error)> {
+        let mut refused = Vec::new();
+        while let Some((piece, ended)) = self.waiting.pop_front() {
+            match self.launch(piece, ended) {
+                Some(other) => refused.push(other),
+                None => break,
+            }
+        }
+        refused
+    }
+
     fn land(&mut self, id: usize) -> Option<Flight> {
         let flight = self.flights.remove(&id)?;
         self.descriptors[flight.descriptor].in_flight -= 1;
@@ -159,38 +189,32 @@ impl Shared {
     }
 
     fn serve(&self) {
-        loop {
-            let (mut polled, numbers) = {
-                let state = self.lock();
-                if state.closed && state.flights.is_empty() && state.waiting.is_empty() {
-                    return;
-                }
-                let alive = state.descriptors.iter().enumerate();
-                let alive = alive.filter(|(_, one)| !one.dead);
-                let mut polled = vec![readable(self.wake.as_fd().as_raw_fd())];
-                let mut numbers = Vec::new();
-                for (number, one) in alive {
-                    polled.push(readable(one.fd.as_raw_fd()));
-                    numbers.push(number);
-                }
-                (polled, numbers)
-            };
-            // SAFETY: a list of that many entries; EINTR is a wake-up like any other.
-            unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as _, -1) };
-            if polled[0].revents != 0 {
-                self.wake.clear();
-            }
-            for (entry, number) in polled[1..].iter().zip(numbers) {
-                if entry.revents != 0 {
-                    self.take(entry.fd, number);
+        let mut events = [EpollEvent::default(); EVENTS];
+        while !self.is_over() {
+            // EINTR is a wake-up like any other.
+            let count = self.epoll.wait(-1, &mut events).unwrap_or(0);
+            for event in &events[..count] {
+                match event.data() {
+                    WAKE => self.wake.clear(),
+                    number => self.take(number as usize, event.event_set()),
                 }
             }
         }
     }
 
+    fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.closed && state.flights.is_empty() && state.waiting.is_empty()
+    }
+
     /// Takes all that has ended on a descriptor.
-    fn take(&self, fd: i32, number: usize) {
-        loop {
+    fn take(&self, number: usize, events: EventSet) {
+        let fd = {
+            let one = &mut self.lock().descriptors[number];
+            one.dead |= events.contains(EventSet::HANG_UP);
+            one.fd.as_raw_fd()
+        };
+        while self.lock().descriptors[number].in_flight > 0 {
             let mut header = SgIoHdr::empty();
             let size = std::mem::size_of::<SgIoHdr>();
             // SAFETY: a plain structure of that size; the data go where the flight said.
@@ -212,11 +236,9 @@ impl Shared {
         let (flight, refused) = {
             let mut state = self.lock();
             let flight = state.land(header.id());
-            let next = state.waiting.pop_front();
-            let refused = next.and_then(|(piece, ended)| state.launch(piece, ended));
-            (flight, refused)
+            (flight, state.launch_waiting())
         };
-        if let Some((piece, ended, error)) = refused {
+        for (piece, ended, error) in refused {
             ended(piece, Err(error));
         }
         if let Some(flight) = flight {
@@ -246,12 +268,4 @@ impl Shared {
 
 fn gone() -> io::Error {
     io::Error::from_raw_os_error(libc::ENODEV)
-}
-
-fn readable(fd: i32) -> libc::pollfd {
-    libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use libc::iovec;
 
+use super::attention::{GONE, REFUSED};
 use super::limits::Limits;
 use super::node::{Call, Completion, Direction};
 use super::status::{judge, BUSY, CHECK_CONDITION, CONDITION_MET, GOOD};
@@ -311,6 +312,9 @@ impl Transfer {
             Cursor::new(&iov).write(&buffer[..moved as usize]);
         }
         let mut verdict = judge(completion, device.descriptor_sense());
+        if verdict.response == S_BAD_TARGET {
+            device.attention.happened(GONE);
+        }
         if !verdict.sense.is_empty() {
             let descriptor = sense::is_descriptor_format(&verdict.sense);
             device.descriptor_sense.store(descriptor, Ordering::Relaxed);
@@ -405,7 +409,10 @@ impl Transfer {
     /// The host did not take a piece: it may take it in another form.
     fn refused(&mut self, device: &Passthrough, piece: &Piece, error: &io::Error) {
         let end = match error.raw_os_error() {
-            Some(libc::ENODEV | libc::ENXIO) => transport(S_BAD_TARGET),
+            Some(libc::ENODEV | libc::ENXIO) => {
+                device.attention.happened(GONE);
+                transport(S_BAD_TARGET)
+            }
             // Without CAP_SYS_RAWIO the kernel has a filter of its own.
             Some(libc::EPERM | libc::EACCES) => {
                 check_condition(device, INVALID_OPCODE.cdb_field(0, None))
@@ -413,7 +420,7 @@ impl Transfer {
             Some(libc::EAGAIN | libc::EBUSY | libc::EINTR) => self.status(BUSY),
             Some(
                 number @ (libc::EINVAL | libc::EIO | libc::E2BIG | libc::ENOMEM | libc::EFAULT),
-            ) => match self.try_less(piece) {
+            ) => match self.try_less(device, piece) {
                 true => return,
                 false if number == libc::ENOMEM => self.status(BUSY),
                 false if number == libc::EFAULT => check_condition(device, DATA_PHASE_ERROR),
@@ -429,7 +436,10 @@ impl Transfer {
     }
 
     /// Whether another form is left to be tried.
-    fn try_less(&mut self, piece: &Piece) -> bool {
+    fn try_less(&mut self, device: &Passthrough, piece: &Piece) -> bool {
+        if piece.len > 0 {
+            device.attention.happened(REFUSED);
+        }
         if piece.bounce.is_none() && piece.len > 0 {
             self.must_bounce = true;
             return true;

@@ -6,7 +6,7 @@ use pyo3::prelude::*;
 
 use super::port::Port;
 use crate::fault::data::Corruption;
-use crate::fault::{self, Action, Answer, Delay, When};
+use crate::fault::{self, Action, Answer, Bad, Delay, Wear, When};
 use crate::sense::SenseInfo;
 
 /// A hundred years: no clock goes beyond.
@@ -58,8 +58,9 @@ impl FaultRule {
     #[new]
     #[pyo3(signature = (
         *, opcodes=Vec::new(), actions=Vec::new(), blocks=None, port=None, tag=None, start=0.0,
-        duration=None, skip=0, every=1, times=0, probability=None, seed=0, answer=None, sense=None, executed=false,
-        located=false, delay=None, hang=false, short=None, corruption=None, lose=false,
+        duration=None, skip=0, every=1, times=0, probability=None, seed=0, answer=None, sense=None,
+        executed=false, bad=None, wear=None, delay=None, hang=false, short=None, corruption=None,
+        lose=false,
     ))]
     #[expect(clippy::too_many_arguments, reason = "keyword-only in Python")]
     fn new(
@@ -78,7 +79,8 @@ impl FaultRule {
         answer: Option<(u8, u8)>,
         sense: Option<(u8, u16)>,
         executed: bool,
-        located: bool,
+        bad: Option<(bool, u8, u16)>,
+        wear: Option<(u64, u32, u64)>,
         delay: Option<(String, f64, f64)>,
         hang: bool,
         short: Option<f64>,
@@ -89,6 +91,11 @@ impl FaultRule {
         let length = duration.map(self::duration).transpose()?;
         let delay = delay
             .map(|(kind, first, second)| self::delay(&kind, first, second))
+            .transpose()?;
+        let all = blocks.unwrap_or((0, u64::MAX));
+        let no_units = || PyValueError::new_err("wear of no blocks, or of too many units");
+        let wear = wear
+            .map(|(unit, writes, spares)| Wear::new(all, unit, writes, spares).ok_or_else(no_units))
             .transpose()?;
         let when = When {
             opcodes,
@@ -112,8 +119,13 @@ impl FaultRule {
                 status,
                 sense: sense.map(|(key, code)| SenseInfo::new(key, code)),
                 executed,
-                located,
             }),
+            bad: bad.map(|(reads, key, code)| Bad {
+                blocks: all,
+                reads,
+                sense: SenseInfo::new(key, code),
+            }),
+            wear,
             short,
             corruption: corruption.map(self::corruption).transpose()?,
             lose,

@@ -24,6 +24,11 @@ impl Command {
     }
 
     #[getter]
+    fn queue(&self) -> Queue {
+        Queue(self.0.queue.clone())
+    }
+
+    #[getter]
     fn nexus(&self) -> Option<Nexus> {
         self.0.nexus.clone().map(Nexus)
     }

@@ -11,7 +11,7 @@ use super::fault::FaultRule;
 use super::inbox::Inbox;
 use super::passthrough::Passthrough;
 use super::space::Space;
-use super::stats::Statistics;
+use super::stats::{self, Statistics};
 use crate::cache::Flush;
 use crate::engine::marked::MarkedEngine;
 use crate::engine::watched::WatchedEngine;
@@ -495,10 +495,7 @@ impl Nexus {
 
     #[getter]
     fn statistics(&self) -> HashMap<u16, Statistics> {
-        let queues = self.0.stats.snapshot().into_iter();
-        queues
-            .map(|(queue, snapshot)| (queue, Statistics(snapshot)))
-            .collect()
+        stats::by_queue(&self.0.stats)
     }
 
     #[getter]

@@ -122,13 +122,18 @@ mod dataplane {
             ("RESET_TARGET", 1),
             ("RESET_BUS", 2),
             ("RESET_HOST", 3),
+            ("DEVICE_GONE", crate::passthrough::attention::GONE as u8),
+            (
+                "LIMIT_REFUSED",
+                crate::passthrough::attention::REFUSED as u8,
+            ),
             ("KIND_CONTROL", 0),
             ("KIND_EVENT", 1),
             ("KIND_REQUEST", 2),
         ] {
             module.add(name, value)?;
         }
-        Ok(())
+        module.add("MAX_WEAR_UNITS", crate::fault::MAX_UNITS)
     }
 
     /// Sense data: fixed format (18 bytes) or descriptor format, SPC-6.

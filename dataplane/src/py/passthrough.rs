@@ -6,8 +6,10 @@ use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
 use pyo3::types::PyBytes;
 
+use super::inbox::Inbox;
 use super::lu::duplicate;
 use crate::engine::AlignedBuffer;
+use crate::inbox::Notice;
 use crate::passthrough::limits::Limits;
 use crate::passthrough::node::Reset;
 use crate::passthrough::sg::{Interface, SgNode};
@@ -129,6 +131,13 @@ impl Passthrough {
 
     fn close(&self) {
         self.device.close();
+    }
+
+    fn watch(&self, inbox: &Inbox, token: u64) {
+        let inbox = inbox.0.clone();
+        self.device.attention.listen(move |value| {
+            inbox.notice(Notice::Done { token, value });
+        });
     }
 
     fn set_limits(&self, limits: &PassthroughLimits) {

@@ -6,6 +6,7 @@ use pyo3::prelude::*;
 
 use super::by_identity;
 use super::lu::Nexus;
+use super::stats::{self, Statistics};
 use crate::{port, task};
 
 /// More than any sense data (SPC-6: 252); bounds what a worker writes for one response.
@@ -90,5 +91,10 @@ impl Port {
             &targets,
         );
         Ok(())
+    }
+
+    #[getter]
+    fn statistics(&self) -> HashMap<u16, Statistics> {
+        stats::by_queue(&self.0.stats)
     }
 }

@@ -1,3 +1,5 @@
+use std::collections::HashMap;
+
 use pyo3::prelude::*;
 
 use crate::stats;
@@ -7,6 +9,14 @@ type Latencies = Vec<(u64, u64)>;
 
 #[pyclass(frozen, module = "vscsi_emu._dataplane")]
 pub struct Statistics(pub stats::Snapshot);
+
+/// By queue, what was counted until now.
+pub fn by_queue(stats: &stats::Stats) -> HashMap<u16, Statistics> {
+    let queues = stats.snapshot().into_iter();
+    queues
+        .map(|(queue, snapshot)| (queue, Statistics(snapshot)))
+        .collect()
+}
 
 #[pymethods]
 impl Statistics {

@@ -24,6 +24,7 @@ fn scope(
         nexus: nexus.map(|nexus| nexus.0.clone()),
         tag,
         until,
+        ..Scope::default()
     }
 }
 
@@ -69,7 +70,7 @@ impl Worker {
             .abort(token, ending, scope(port, lu, nexus, tag, until));
     }
 
-    #[pyo3(signature = (token, *, port=None, lu=None, nexus=None, tag=None))]
+    #[pyo3(signature = (token, *, port=None, lu=None, nexus=None, tag=None, opcodes=Vec::new()))]
     fn query(
         &self,
         token: u64,
@@ -77,8 +78,13 @@ impl Worker {
         lu: Option<&Lu>,
         nexus: Option<&Nexus>,
         tag: Option<u64>,
+        opcodes: Vec<u8>,
     ) {
-        self.0.query(token, scope(port, lu, nexus, tag, None));
+        let scope = Scope {
+            opcodes,
+            ..scope(port, lu, nexus, tag, None)
+        };
+        self.0.query(token, scope);
     }
 
     #[pyo3(signature = (lu, rule=None))]

@@ -37,6 +37,10 @@ pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Re
 }
 
 impl WriteAtomic {
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
     /// A write that fails half-way (no space, a bad block) is taken back.
     pub fn run(
         &self,

@@ -35,6 +35,10 @@ pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Re
 }
 
 impl CompareAndWrite {
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
     /// Data-out holds what the medium is compared with, then what is written there.
     pub fn run(
         &self,

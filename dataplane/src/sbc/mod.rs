@@ -124,9 +124,9 @@ impl From<SenseInfo> for Refusal {
 
 /// A range of the medium in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Extent {
-    offset: u64,
-    len: u64,
+pub struct Extent {
+    pub offset: u64,
+    pub len: u64,
 }
 
 impl Extent {
@@ -185,13 +185,11 @@ pub fn plan(
     }
 }
 
-/// The blocks that a command's CDB names.
+/// Blocks that a command names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Blocks {
     pub lba: u64,
     pub count: u64,
-    /// They are all that it transfers, in order.
-    pub transferred: bool,
 }
 
 impl Blocks {
@@ -201,11 +199,13 @@ impl Blocks {
     }
 }
 
-/// None: not a media command, or its blocks are in its parameter list.
-pub fn blocks(cdb: &[u8]) -> Option<Blocks> {
-    let cdb = Cdb::parse(cdb).ok()?;
+/// Those of its CDB, or of UNMAP's parameter list in `data_out`; none: not a media command.
+pub fn blocks(cdb: &[u8], data_out: &[iovec]) -> Vec<Blocks> {
+    let Ok(cdb) = Cdb::parse(cdb) else {
+        return Vec::new();
+    };
     let to_the_end = match cdb.command {
-        Command::Unmap => return None,
+        Command::Unmap => return unmap::blocks(&cdb, data_out),
         Command::SynchronizeCache | Command::PreFetch | Command::WriteSame => cdb.count == 0,
         Command::GetLbaStatus => true,
         _ => false,
@@ -216,11 +216,49 @@ pub fn blocks(cdb: &[u8]) -> Option<Blocks> {
         Command::WriteLong => 1,
         _ => cdb.count,
     };
-    Some(Blocks {
+    vec![Blocks {
         lba: cdb.lba,
         count,
-        transferred: matches!(cdb.command, Command::Read | Command::Write),
-    })
+    }]
+}
+
+/// What a command does to the medium.
+#[derive(Clone, Debug, Default)]
+pub struct Touches {
+    /// In the command's order.
+    pub extents: Vec<Extent>,
+    pub reads: bool,
+    pub changes: bool,
+}
+
+impl Touches {
+    /// Bytes in all.
+    pub fn len(&self) -> u64 {
+        let lens = self.extents.iter().map(|extent| extent.len);
+        lens.fold(0, u64::saturating_add)
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Plan {
+    pub fn touches(&self) -> Touches {
+        let (extents, reads, changes) = match self {
+            Self::Io(io) if io.changes() || io.kind == IoKind::Read => {
+                let &Io { offset, len, .. } = io;
+                (vec![Extent { offset, len }], !io.changes(), io.changes())
+            }
+            Self::Job(job) => job.touches(),
+            _ => return Touches::default(),
+        };
+        Touches {
+            extents,
+            reads,
+            changes,
+        }
+    }
 }
 
 /// Whether a command runs beside others of its logical unit or alone. `counts_space`: of
@@ -254,6 +292,19 @@ pub fn complete(policy: &LunPolicy, cdb: &[u8], io: &Io, result: io::Result<u64>
 }
 
 impl Job {
+    /// Its ranges, and whether what it reads of them and what it changes there matters to anybody.
+    fn touches(&self) -> (Vec<Extent>, bool, bool) {
+        match self {
+            Self::Verify(job) => (vec![job.extent()], true, job.writes()),
+            Self::WriteSame(job) => (vec![job.extent()], false, true),
+            Self::Unmap(job) => (job.extents().to_vec(), false, true),
+            Self::CompareAndWrite(job) => (vec![job.extent()], true, true),
+            Self::OrWrite(job) => (vec![job.extent()], true, true),
+            Self::WriteAtomic(job) => (vec![job.extent()], false, true),
+            Self::GetLbaStatus(_) => (Vec::new(), false, false),
+        }
+    }
+
     /// Runs to the end, blocking. The buffers are those that [`plan`] saw.
     pub fn run(
         &self,

@@ -27,6 +27,10 @@ pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Re
 }
 
 impl OrWrite {
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
     pub fn run(
         &self,
         policy: &LunPolicy,

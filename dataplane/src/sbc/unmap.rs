@@ -1,10 +1,11 @@
 //! UNMAP.
 
 use super::cdb::{flag, Cdb, INVALID_OPCODE, LBA_OUT_OF_RANGE};
-use super::{outcome, rw, Buffers, Extent, Job, Outcome, Plan, Refusal};
+use super::{outcome, rw, Blocks, Buffers, Extent, Job, Outcome, Plan, Refusal};
 use crate::engine::{Cursor, Engine, IoKind};
 use crate::policy::LunPolicy;
 use crate::sense::{key, SenseInfo};
+use libc::iovec;
 
 const PARAMETER_LIST_LENGTH_ERROR: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x1a00);
 const INVALID_FIELD_IN_PARAMETER_LIST: SenseInfo = SenseInfo::new(key::ILLEGAL_REQUEST, 0x2600);
@@ -49,9 +50,16 @@ pub fn plan(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Plan, Re
     })
 }
 
-/// The ranges of a parameter list, without empty ones. The shortest of its three lengths counts,
-/// and a descriptor that is not whole is no descriptor (SBC-5 UNMAP parameter list).
-fn parse(policy: &LunPolicy, list: &[u8]) -> Result<Vec<Extent>, SenseInfo> {
+/// What a parameter list names, whether or not it may be freed.
+pub fn blocks(cdb: &Cdb, data_out: &[iovec]) -> Vec<Blocks> {
+    let mut list = vec![0; (cdb.count as usize).max(HEADER_LEN)];
+    Cursor::new(data_out).read(&mut list[..cdb.count as usize]);
+    descriptors(&list).collect()
+}
+
+/// The shortest of a list's three lengths counts, and a descriptor that is not whole is none (SBC-5
+/// UNMAP parameter list).
+fn descriptors(list: &[u8]) -> impl ExactSizeIterator<Item = Blocks> + '_ {
     let (header, descriptors) = list.split_at(HEADER_LEN);
     let number = |at: usize| usize::from(u16::from_be_bytes([header[at], header[at + 1]]));
     let (data_len, descriptors_len) = (number(0), number(2));
@@ -59,22 +67,31 @@ fn parse(policy: &LunPolicy, list: &[u8]) -> Result<Vec<Extent>, SenseInfo> {
         .min((data_len + 2).saturating_sub(HEADER_LEN))
         .min(descriptors.len())
         / DESCRIPTOR_LEN;
-
-    let max_descriptors = policy.max_unmap_descriptors as usize;
-    if max_descriptors != 0 && whole > max_descriptors {
-        return Err(INVALID_FIELD_IN_PARAMETER_LIST.parameter_field(2));
-    }
-    let mut extents = Vec::with_capacity(whole);
-    let mut blocks = 0;
     let descriptors = descriptors.chunks_exact(DESCRIPTOR_LEN).take(whole);
-    for (index, descriptor) in descriptors.enumerate() {
-        let at = (HEADER_LEN + index * DESCRIPTOR_LEN) as u16;
+    descriptors.map(|descriptor| {
         let number = |range: std::ops::Range<usize>| {
             descriptor[range]
                 .iter()
                 .fold(0, |number: u64, &byte| (number << 8) | u64::from(byte))
         };
-        let (lba, count) = (number(0..8), number(8..12));
+        Blocks {
+            lba: number(0..8),
+            count: number(8..12),
+        }
+    })
+}
+
+/// The ranges of a parameter list, without empty ones.
+fn parse(policy: &LunPolicy, list: &[u8]) -> Result<Vec<Extent>, SenseInfo> {
+    let descriptors = descriptors(list);
+    let max_descriptors = policy.max_unmap_descriptors as usize;
+    if max_descriptors != 0 && descriptors.len() > max_descriptors {
+        return Err(INVALID_FIELD_IN_PARAMETER_LIST.parameter_field(2));
+    }
+    let mut extents = Vec::with_capacity(descriptors.len());
+    let mut blocks = 0;
+    for (index, Blocks { lba, count }) in descriptors.enumerate() {
+        let at = (HEADER_LEN + index * DESCRIPTOR_LEN) as u16;
         let out_of_range = || {
             let first = lba.max(policy.blocks);
             LBA_OUT_OF_RANGE.parameter_field(at).information(first)
@@ -95,6 +112,10 @@ fn parse(policy: &LunPolicy, list: &[u8]) -> Result<Vec<Extent>, SenseInfo> {
 }
 
 impl Unmap {
+    pub fn extents(&self) -> &[Extent] {
+        &self.extents
+    }
+
     pub fn run(&self, policy: &LunPolicy, engine: &dyn Engine) -> Result<(), Outcome> {
         for extent in &self.extents {
             outcome::step(policy, engine, extent.io(IoKind::Discard, false), &[])?;

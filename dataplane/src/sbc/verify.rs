@@ -81,6 +81,14 @@ fn job(data_out: u64, buffers: &Buffers, verify: Verify) -> Result<Plan, Refusal
 }
 
 impl Verify {
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
+    pub fn writes(&self) -> bool {
+        self.write_first
+    }
+
     /// In chunks; the guest may change data-out meanwhile, so each byte of it is copied once and
     /// the copy is what is written and compared.
     pub fn run(

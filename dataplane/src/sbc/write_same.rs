@@ -72,6 +72,10 @@ fn pattern(policy: &LunPolicy, cdb: &Cdb, buffers: &Buffers) -> Result<Vec<u8>, 
 }
 
 impl WriteSame {
+    pub fn extent(&self) -> Extent {
+        self.extent
+    }
+
     pub fn run(&self, policy: &LunPolicy, engine: &dyn Engine) -> Result<(), Outcome> {
         let Extent { offset, len } = self.extent;
         let chunk = outcome::chunk(policy).min(len);

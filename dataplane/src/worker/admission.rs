@@ -2,7 +2,9 @@
 
 use std::collections::HashSet;
 
-use super::thread::{Response, Thread, MAX_COPY};
+use super::begin::MAX_COPY;
+use super::end::Response;
+use super::thread::Thread;
 use super::Mail;
 use crate::inbox::Notice;
 use crate::lu::{Nexus, Route};

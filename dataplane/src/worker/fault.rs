@@ -3,28 +3,59 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::thread::{Response, Sendable, Thread};
-use super::Answer;
-use crate::engine::Io;
-use crate::fault::data::Corruption;
-use crate::fault::{Command, Part, Planned, Rule};
+use super::end::Response;
+use super::thread::Thread;
+use crate::engine::Engine;
+use crate::fault::data::{FaultyEngine, Wrong};
+use crate::fault::{self, Bad, Command, Part, Planned, Rule};
 use crate::lu::{Lu, Nexus, Route};
-use crate::sbc::{self, Outcome};
-use crate::sense::{self, Sense};
+use crate::sbc::{self, Outcome, Plan};
+use crate::sense::{self, Sense, SenseInfo};
 use crate::task::{State, TaskRef};
 use crate::wire;
 
-/// What of a plan concerns the engine call, off the plan: a call that is cut short, or corrupted.
-pub(super) fn plan_io(
+/// The engine for one command, if something goes wrong there: `engine` behind all that is planned
+/// for the medium.
+pub(super) fn faulty(
     fault: &mut Option<Box<Planned>>,
-    io: &mut Io,
+    plan: &Plan,
     block_size: u64,
-) -> Option<(Corruption, u64)> {
-    let fault = fault.as_mut().filter(|_| io.moves_data())?;
-    if let Some(part) = fault.part.take() {
-        io.len = part.of(io.len, block_size);
+    engine: &Arc<dyn Engine>,
+) -> Option<Arc<dyn Engine>> {
+    let fault = fault.as_mut()?;
+    let touches = plan.touches();
+    let mut wrongs = Vec::new();
+    if let Some(corrupted) = &fault.corruption {
+        wrongs.extend(Wrong::corruption(corrupted, &touches, block_size));
     }
-    fault.corruption.take()
+    if let Some(part) = fault.part {
+        let bytes = part.of(touches.len(), block_size);
+        fault.part = Some(Part::Bytes(bytes));
+        wrongs.push(Wrong::Cut(bytes));
+    }
+    if let Some(Bad {
+        blocks: (first, last),
+        reads,
+        sense,
+    }) = fault.bad
+    {
+        wrongs.push(Wrong::Bad {
+            first: first.saturating_mul(block_size),
+            last: last
+                .saturating_mul(block_size)
+                .saturating_add(block_size - 1),
+            reads,
+            sense,
+        });
+    }
+    let wrap = |inner: Option<Arc<dyn Engine>>, wrong| -> Option<Arc<dyn Engine>> {
+        let inner = inner.unwrap_or_else(|| engine.clone());
+        let touches = touches.clone();
+        Some(Arc::new(FaultyEngine::new(
+            inner, touches, wrong, block_size,
+        )))
+    };
+    wrongs.into_iter().fold(None, wrap)
 }
 
 impl Thread {
@@ -39,7 +70,7 @@ impl Thread {
                 port: &queue.port,
                 tag: task.header.tag,
                 cdb: task.cdb(),
-                blocks: sbc::blocks(task.cdb()),
+                blocks: sbc::blocks(task.cdb(), &task.data_out),
                 now: Instant::now(),
             });
         }
@@ -59,6 +90,17 @@ impl Thread {
             }
             if let Some(answer) = fault.answer.filter(|answer| !answer.executed) {
                 return self.answer_wrongly(slot, nexus, &answer);
+            }
+            let ours = matches!(route, Route::Media(_)) && nexus.lu.engine.passthrough().is_none();
+            if let Some(bad) = fault.bad.filter(|_| !ours) {
+                // Nothing of it can be done: the error is at its first bad block.
+                let blocks = sbc::blocks(task.cdb(), &task.data_out);
+                let first = blocks.first().map(|range| range.lba.max(bad.blocks.0));
+                let sense = SenseInfo {
+                    information: first,
+                    ..bad.sense
+                };
+                return self.answer_wrongly(slot, nexus, &fault::Answer::check(sense));
             }
         }
         if nexus.lu.limits.any() && matches!(route, Route::Media(_)) && !task.paced {
@@ -150,7 +192,7 @@ impl Thread {
         let task = self.tasks.get(slot);
         task.state = State::Running;
         if let Some(fault) = &mut task.fault {
-            fault.answer = None;
+            (fault.answer, fault.bad) = (None, None);
         }
         let sense = build(nexus, answer);
         if answer.response != wire::S_OK {
@@ -178,12 +220,8 @@ impl Thread {
         let well = (real.response, real.status) == (wire::S_OK, wire::STATUS_GOOD);
         let mut response = Response { ..*real };
         if let Some(part) = fault.part.filter(|_| well) {
-            let block_size = match part {
-                Part::Fraction(_) => 1,
-                Part::Blocks(_) => nexus.lu.policy.load().block_size.into(),
-            };
-            response.out = part.of(real.out, block_size);
-            response.data_in = part.of(real.data_in, block_size);
+            response.out = part.of(real.out, 1);
+            response.data_in = part.of(real.data_in, 1);
         }
         let sense;
         if let Some(answer) = fault.answer.filter(|_| well) {
@@ -219,20 +257,6 @@ impl Thread {
         task.paced = false;
         task.state = State::Dormant;
         true
-    }
-
-    pub(super) fn run_corrupted(&mut self, slot: u32, what: (Corruption, u64), block_size: u64) {
-        let task = self.tasks.get(slot);
-        let (Some(nexus), Some(io)) = (&task.nexus, task.io) else {
-            return;
-        };
-        let engine = nexus.lu.engine.clone();
-        let iov = Sendable(task.iov.clone());
-        let (corruption, random) = what;
-        self.on_pool(slot, move || {
-            let Sendable(iov) = { iov };
-            Answer::Io(corruption.run(random, block_size, engine.as_ref(), &io, &iov))
-        });
     }
 }
 

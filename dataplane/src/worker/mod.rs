@@ -2,13 +2,20 @@
 //!
 //! This file is what others see: a `Worker` to give queues to, a `QueueRef` to steer a queue, a
 //! `Reply` to answer a task. All of them only put `Mail` into the worker's mailbox; the worker's
-//! state belongs to its thread alone (`thread.rs`).
+//! state belongs to its thread alone (`thread.rs`, and the files that say `impl Thread`).
 
 mod account;
 mod admission;
+mod begin;
 mod drain;
+mod end;
+mod events;
+mod execute;
 mod fault;
+mod mail;
 mod queue;
+mod queues;
+mod scope;
 mod thread;
 mod timers;
 mod uring;
@@ -36,6 +43,12 @@ use crate::trace::Trace;
 use crate::turn::Turn;
 use crate::wire;
 
+/// Switches the statistics of all workers off and on, to measure what they cost.
+#[cfg(feature = "uncounted")]
+pub fn set_counted(on: bool) {
+    account::COUNTED.store(on, Ordering::Relaxed);
+}
+
 /// What a queue carries.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
@@ -51,6 +64,8 @@ pub struct Scope {
     pub lu: Option<Arc<Lu>>,
     pub nexus: Option<Arc<Nexus>>,
     pub tag: Option<u64>,
+    /// OPERATION CODEs; none: all.
+    pub opcodes: Vec<u8>,
     /// Only commands with this stamp or a lower one ([`Held::stamp`]).
     pub until: Option<u64>,
 }
@@ -222,11 +237,8 @@ impl Mailbox {
         empty
     }
 
-    fn wake_up(&self, rung: bool) {
+    fn wake_up(&self) {
         self.asleep.store(false, Ordering::SeqCst);
-        if rung {
-            self.event.clear();
-        }
     }
 }
 

@@ -143,8 +143,24 @@ impl Bench {
         out: &[u8],
         data_in: u32,
     ) -> u16 {
+        self.submit_at([0, attribute], slot, cdb, out, data_in)
+    }
+
+    /// SIMPLE, to another LUN of target 0.
+    pub fn submit_to(&mut self, lun: u8, slot: u64, cdb: &[u8], out: &[u8], data_in: u32) -> u16 {
+        self.submit_at([lun, SIMPLE], slot, cdb, out, data_in)
+    }
+
+    fn submit_at(
+        &mut self,
+        [lun, attribute]: [u8; 2],
+        slot: u64,
+        cdb: &[u8],
+        out: &[u8],
+        data_in: u32,
+    ) -> u16 {
         let at = SLOTS + slot * SLOT;
-        let mut header = vec![1, 0, 0x40, 0, 0, 0, 0, 0];
+        let mut header = vec![1, 0, 0x40, lun, 0, 0, 0, 0];
         header.extend_from_slice(&slot.to_le_bytes());
         header.extend_from_slice(&[attribute, 0, 0]);
         header.extend_from_slice(cdb);

@@ -86,6 +86,18 @@ class Threaded(Plain):
         return super().read(offset, length)
 
 
+class Growing(Plain):
+    """Up to twice its size at first; does nothing for an odd number of MiB."""
+
+    def resize(self, size: int) -> None:
+        if size > 2 * SIZE:
+            raise OSError(errno.ENOSPC, "full")
+        if size >> 20 & 1:
+            return
+        self.bytes = self.bytes[:size].ljust(size, b"\0")
+        self.size = size
+
+
 class Odd(Plain):
     size = 1000
 
@@ -223,6 +235,21 @@ def test_space_is_the_classs_own_business() -> None:
         open_backend(spec, name="x")
 
 
+def test_unflushed_writes_may_be_lost(made: list[Plain]) -> None:
+    with Hba(f"0:0={HERE}Plain,volatile-cache") as hba, hba.driver() as guest:
+        disk = guest.disks[0, 0]
+        disk.write(0, b"a" * 512)
+        disk.flush()
+        disk.write(0, b"b" * 512)
+        assert made[0].bytes[:512] == b"a" * 512
+        seeds = iter(range(64))
+        while not hba.control.power_fail(seed=next(seeds)).luns[0].lost:
+            disk.write(0, b"b" * 512)
+            disk.flush()
+            disk.write(0, b"a" * 512)
+        assert disk.read(0, 1) == bytes(made[0].bytes[:512])
+
+
 def test_a_file_is_loaded_once(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(f"from {__name__} import Plain as Base\nclass Mine(Base): pass\n")
@@ -248,3 +275,32 @@ def test_disks_come_and_go_while_it_runs(made: list[Plain]) -> None:
         assert [storage.calls[-1] for storage in made] == ["close"] * 3
         with pytest.raises(OperationError, match="no class Nothing"):
             hba.control.lun_add(luns=[f"0:1={HERE}Nothing"])
+
+
+@pytest.mark.parametrize("options", ["", ",volatile-cache"])
+def test_a_class_that_resizes_has_another_size(made: list[Plain], options: str) -> None:
+    with Hba(f"0:0={HERE}Growing{options}") as hba, hba.driver() as guest:
+        guest.disks[0, 0].write(0, b"a" * SIZE)
+        for size, kept in ((2 * SIZE, SIZE), (SIZE // 2, SIZE // 2), (SIZE, SIZE // 2)):
+            state = hba.control.lun_resize(lun="0:0", size=size)
+            assert state.size == made[0].size == size
+            disk = guest.disks[0, 0]
+            disk.refresh()
+            assert disk.blocks * disk.block_size == size
+            assert disk.read(0, disk.blocks) == (b"a" * kept).ljust(size, b"\0")
+
+
+def test_a_size_that_cannot_be_is_said(made: list[Plain]) -> None:
+    with Hba(f"0:0={HERE}Growing", f"0:1={HERE}Plain") as hba, hba.driver() as guest:
+        for lun, size, text in (
+            ("0:0", 4 * SIZE, "OSError: .* full"),
+            ("0:0", 5 << 20, f"left size at {SIZE}, not {5 << 20}"),
+            ("0:1", 2 * SIZE, "its class has no resize method"),
+        ):
+            with pytest.raises(OperationError, match=text) as caught:
+                hba.control.lun_resize(lun=lun, size=size)
+            assert caught.value.parameter == "lun"
+        assert {lun.size for lun in hba.control.hba_query().luns} == {SIZE}
+        disk = guest.disks[0, 0]
+        disk.write(disk.blocks - 1, b"z" * 512)
+        assert made[0].bytes[-512:] == b"z" * 512

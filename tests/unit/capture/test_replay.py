@@ -105,6 +105,56 @@ def test_another_outcome_is_told(tmp_path: Path) -> None:
     assert "READ(10): 1 x GOOD → CHECK_CONDITION\n" in text
 
 
+def read_with_data(
+    number: int, cdb: str, data: bytes, captured: int | None = None
+) -> TracedCommand:
+    length = len(data)
+    return recorded(
+        number, cdb, data_in_length=length, data_in_moved=length, data=data[:captured].hex()
+    )
+
+
+def test_other_data_is_told_by_lba(tmp_path: Path) -> None:
+    """Blocks of 512 bytes; the disk has its number, or a zero, in each byte of one."""
+    image = disk(tmp_path)
+    blocks = [bytes([n]) * BLOCK for n in range(256)]
+    image.write_bytes(b"".join(blocks))
+    wrong = bytes(BLOCK)
+    commands = [
+        read_with_data(0, "28000000000100000400", blocks[1] + wrong + wrong + blocks[4]),
+        read_with_data(1, "880000000000000000090000000100", wrong),
+        read_with_data(2, "080000090100", wrong),  # once more
+        # READ(6) of 256 blocks, of which a quarter of one was captured.
+        read_with_data(3, "080000000000", b"".join(blocks), 128),
+        read_with_data(4, "28000000001400000200", wrong * 2, BLOCK + 1),
+        # Not compared: no data was captured; another outcome; not a READ.
+        *READS[5:7],
+        read_with_data(5, "28007fffffff00000100", wrong),
+        read_with_data(6, "120000002400", b"\x7f" * 36),
+    ]
+    file = capture(tmp_path / "t.pcapng", commands)
+    answer = replayed(str(file), "--lun", str(image), "--speed", "max")
+    assert answer["data"] == {
+        "compared": 4 + 1 + 1 + 1 + 2,
+        "different": [
+            {"lba": 2, "count": 2},
+            {"lba": 9, "count": 1},
+            {"lba": 20, "count": 2},
+        ],
+    }
+    text = replay(str(file), "--lun", str(image), "--speed", "max").output
+    assert "5 blocks were read with other data than recorded: LBA 2 to 3, 9, 20 to 21" in text
+
+
+def test_the_same_data_is_told(tmp_path: Path) -> None:
+    same = read_with_data(0, "28000000000100000200", b"\xee" * 2 * BLOCK)
+    file = capture(tmp_path / "t.pcapng", [same])
+    text = replay(str(file), "--lun", str(disk(tmp_path)), "--speed", "max").output
+    assert "2 blocks were read as recorded" in text
+    none = replay(str(capture(tmp_path / "n.pcapng", READS)), "--lun", "mem:1M").output
+    assert "blocks were read" not in none
+
+
 @pytest.mark.parametrize(("speed", "least"), [("1", 0.2), ("10", 0.02), ("max", 0.0)])
 def test_the_pace_is_the_recorded_one(tmp_path: Path, speed: str, least: float) -> None:
     from time import monotonic

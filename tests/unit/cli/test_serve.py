@@ -129,7 +129,7 @@ def test_listens_after_less_than_half_a_second_of_work(path: Path) -> None:
     assert min(tries) < 0.5, tries
 
 
-@pytest.mark.normative("vu.prog.b8")
+@pytest.mark.normative("vu.prog.b8", "vu.comm.b8")
 @pytest.mark.parametrize("listening", [False, True])
 def test_takes_an_open_socket(path: Path, listening: bool) -> None:
     if listening:

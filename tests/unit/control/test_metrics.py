@@ -61,6 +61,7 @@ def test_commands_are_counted(running: tuple[Server, int], tmp_path: Path) -> No
         for _ in range(3):
             driver.execute(0, 0, READ, data_in_length=4096)
         driver.execute(0, 0, BEYOND, data_in_length=512)
+        driver.execute(9, 0, bytes(6))
         seen = samples(get(port))
     hba = str(tmp_path / 'a"b.sock').replace('"', '\\"')
     lun = f'hba="{hba}",lun="0:0",id="disk-0-0"'
@@ -70,6 +71,12 @@ def test_commands_are_counted(running: tuple[Server, int], tmp_path: Path) -> No
     assert seen[f"vscsi_in_flight{{{lun}}}"] == 0
     assert seen[f'vscsi_gate_closed{{{lun},class="read"}}'] == 0
     assert seen[f'vscsi_queue_commands_total{{hba="{hba}",queue="2",class="read"}}'] == 4
+    queue = f'hba="{hba}",queue="2"'
+    assert seen[f'vscsi_queue_errors_total{{{queue},kind="status",code="CHECK_CONDITION"}}'] == 2
+    assert seen[f'vscsi_queue_errors_total{{{queue},kind="response",code="BAD_TARGET"}}'] == 1
+    assert seen[f'vscsi_stray_commands_total{{hba="{hba}"}}'] == 1
+    stray = f'hba="{hba}",kind="response",code="BAD_TARGET"'
+    assert seen[f"vscsi_stray_errors_total{{{stray}}}"] == 1
     buckets = [
         value
         for name, value in seen.items()

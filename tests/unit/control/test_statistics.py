@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from tests.unit.control.monitor import TIMEOUT, monitored
 from tests.unit.transport.harness import Server, attached
-from vscsi_emu.cli.top import show_latency, top
+from vscsi_emu.cli.top import render, show_latency, top
 from vscsi_emu.config import from_arguments
 from vscsi_emu.control import Client
-from vscsi_emu.control.rates import between
+from vscsi_emu.control.rates import Interval, between
 from vscsi_emu.control.statistics import percentile
 from vscsi_emu.driver.virtio_scsi import Options, VirtioScsi
 
@@ -23,6 +26,7 @@ READ = bytes.fromhex("28000000000000000800")
 WRITE = bytes.fromhex("2a000000000000000100")
 BEYOND = bytes.fromhex("28007fffffff00000100")
 TEST_UNIT_READY = bytes(6)
+INQUIRY = bytes.fromhex("120000002400")
 BLOCK = 512
 
 
@@ -66,8 +70,43 @@ def test_commands_are_counted_by_lun_class_and_queue(
     assert disk.responses == null.responses == {}
     assert disk.in_flight == null.in_flight == 0
     first, second = statistics.queues
-    assert (first.queue, first.read.ops, first.write.ops, first.other.ops) == (2, 6, 0, 2)
+    assert (first.queue, first.read.ops, first.write.ops, first.other.ops) == (2, 6, 0, 3)
     assert (second.queue, second.read.ops, second.write.ops, second.other.ops) == (3, 0, 3, 0)
+
+
+def test_errors_are_counted_by_queue(running: tuple[Server, Client, VirtioScsi, str]) -> None:
+    _, client, driver, _ = running
+    before = client.stats_query(histograms=True)
+    for queue in (2, 3, 3):
+        driver.execute(0, 0, BEYOND, data_in_length=BLOCK, queue=queue)
+    driver.execute(9, 0, TEST_UNIT_READY, queue=3)
+    after = client.stats_query(histograms=True)
+    first, second = after.queues
+    # POWER ON of both LUNs came through the first queue.
+    assert (first.statuses, first.responses) == ({"CHECK_CONDITION": 3}, {})
+    assert (second.statuses, second.responses) == ({"CHECK_CONDITION": 2}, {"BAD_TARGET": 1})
+    assert [queue.errors for queue in between(before, after).queues] == [1, 3]
+
+
+def test_commands_for_no_lun_are_counted(
+    running: tuple[Server, Client, VirtioScsi, str],
+) -> None:
+    server, client, driver, _ = running
+    before = client.stats_query(histograms=True)
+    (none,) = before.strays
+    assert (none.hba, none.other.ops, none.other.p50) == (server.hba.name, 0, None)
+    driver.execute(3, 7, TEST_UNIT_READY)  # LOGICAL UNIT NOT SUPPORTED
+    driver.execute(3, 7, INQUIRY, data_in_length=36)
+    driver.execute(9, 0, TEST_UNIT_READY)
+    after = client.stats_query(histograms=True)
+    (none,) = after.strays
+    assert (none.other.ops, none.other.bytes, none.in_flight) == (3, 36, 0)
+    assert none.statuses == {"CHECK_CONDITION": 1}
+    assert none.responses == {"BAD_TARGET": 1}
+    assert [lun.other for lun in after.luns] == [lun.other for lun in before.luns]
+    (shown,) = between(before, after).strays
+    assert (shown.name, shown.errors) == ("none", 2)
+    assert shown.other_iops * between(before, after).seconds == pytest.approx(3)
 
 
 def test_percentiles_agree_with_the_histogram(
@@ -92,10 +131,12 @@ def test_a_command_that_waits_is_in_flight_and_its_gate_is_closed(
     _, client, driver, _ = running
     client.lun_pause(lun="0:0")
     command = driver.submit(0, 0, READ, data_in_length=8 * BLOCK)
-    while client.stats_query().luns[0].pending == 0:
-        pass
+    deadline = time.monotonic() + TIMEOUT
+    while client.stats_query().luns[0].in_flight == 0:
+        assert time.monotonic() < deadline
     disk, null = client.stats_query().luns
-    assert (disk.in_flight, disk.closed) == (1, ["read", "write", "media"])
+    assert (disk.in_flight, disk.pending) == (1, 1)
+    assert disk.closed == ["read", "write", "media"]
     assert (null.in_flight, null.closed) == (0, [])
     client.lun_resume(lun="0:0")
     driver.wait(command)
@@ -145,6 +186,26 @@ def test_top_shows_every_lun_and_queue(running: tuple[Server, Client, VirtioScsi
     shown = json.loads(line.output)
     assert [lun["name"] for lun in shown["luns"]] == ["0:0", "3:2"]
     assert [queue["name"] for queue in shown["queues"]] == ["2", "3"]
+    assert [stray["name"] for stray in shown["strays"]] == ["none"]
+
+
+def test_top_shows_commands_for_no_lun_where_there_are_any(
+    running: tuple[Server, Client, VirtioScsi, str],
+) -> None:
+    _, client, driver, _ = running
+    before = client.stats_query(histograms=True)
+    quiet = between(before, client.stats_query(histograms=True))
+    driver.execute(3, 7, TEST_UNIT_READY)
+    busy = between(before, client.stats_query(histograms=True))
+    assert [rows(shown).count("none") for shown in (quiet, busy)] == [0, 1]
+    assert rows(busy).count("errors") == 2
+
+
+def rows(shown: Interval) -> str:
+    console = Console(width=160, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(render(shown))
+    return captured.get()
 
 
 def test_top_says_that_nobody_is_there(tmp_path: Path) -> None:

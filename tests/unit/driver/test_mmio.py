@@ -149,6 +149,7 @@ def test_feature_words_are_selected_before_they_are_accessed() -> None:
     ]
 
 
+@pytest.mark.normative("rsvd.r2")
 def test_a_modern_device_without_version_1_is_refused() -> None:
     registers = FakeRegisters(features=int(Feature.SCSI_HOTPLUG))
     with pytest.raises(MmioError, match="VERSION_1"):
@@ -326,6 +327,17 @@ def test_a_queue_reset_is_over_when_it_reads_0() -> None:
 
 
 # ── Legacy ──────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.normative("split.leg.r1", "mmio.leg.r1")
+@pytest.mark.parametrize("size", [2, 16, 64, 128])
+def test_a_legacy_queue_has_the_size_that_the_device_says(size: int) -> None:
+    registers = legacy()
+    registers.queue_size_max = size
+    _, device = probe(registers)
+    for index, queue in device.queues.items():
+        assert queue.ring.layout == RingLayout.contiguous(size, queue.ring.layout.desc)
+        assert registers.queues[index, Register.QUEUE_SIZE] == size
 
 
 @pytest.mark.normative("mmio.leg.r1", "mmio.leg.r2", "mmio.leg.r3", "split.leg.r2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from vscsi_emu.host.devices import Address, at, devices
@@ -75,3 +77,30 @@ def test_one_that_went_away_is_none(machine: Machine) -> None:
 def test_the_transport_shows_in_the_path(machine: Machine, parent: str, name: str) -> None:
     machine.device("0:0:0:0", parent=parent)
     assert devices(machine.roots)[0].transport == name
+
+
+def test_a_disk_is_there_when_its_queue_is(machine: Machine) -> None:
+    path = machine.device("0:0:0:0")
+    (path / "block" / "sda" / "queue" / "logical_block_size").unlink()
+    (found,) = devices(machine.roots)
+    assert (found.block, found.size, found.block_size) == (None, None, None)
+    assert found.sg == machine.roots.dev / "sg0"
+
+
+def test_a_device_that_comes_again_is_another_instance(machine: Machine) -> None:
+    path = machine.device("0:0:0:0")
+    (before,) = devices(machine.roots)
+    path.rename(path.with_name("old"))
+    (machine.roots.sysfs / "bus" / "scsi" / "devices" / "0:0:0:0").unlink()
+    machine.device("0:0:0:0")
+    (after,) = devices(machine.roots)
+    assert before.instance != after.instance
+    assert replace(before, instance=after.instance) == after
+
+
+@pytest.mark.parametrize(
+    ("state", "stays"), [("running", True), ("offline", True), ("cancel", False)]
+)
+def test_a_device_may_be_about_to_go(machine: Machine, state: str, stays: bool) -> None:
+    machine.device("0:0:0:0", state=state)
+    assert [found.stays for found in devices(machine.roots)] == [stays]

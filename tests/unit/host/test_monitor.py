@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from dataclasses import replace
+from unittest import mock
 
 import pytest
 
@@ -41,9 +44,12 @@ def test_changed(disk: ScsiDevice, what: str, value: object) -> None:
     assert change.changed == (what,)
 
 
-@pytest.mark.parametrize("what", ["serial", "wwid", "model"])
-def test_another_device_at_the_address(disk: ScsiDevice, what: str) -> None:
-    other = replace(disk, **{what: "other"})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("what", "value"), [("serial", "2"), ("wwid", "naa.2"), ("model", "2"), ("instance", 0)]
+)
+def test_another_device_at_the_address(disk: ScsiDevice, what: str, value: object) -> None:
+    """Also the same one, if it was away meanwhile."""
+    other = replace(disk, **{what: value})  # type: ignore[arg-type]
     changes = compare({HERE: disk}, {HERE: other})
     assert [(c.kind, c.device) for c in changes] == [("removed", disk), ("added", other)]
 
@@ -57,3 +63,57 @@ def test_without_the_kernels_events_it_says_so(
     monkeypatch.setattr("pyudev.Monitor.from_netlink", refuse)
     with pytest.raises(HostError, match="events cannot be had: Could not create udev monitor"):
         Monitor(machine.roots)
+
+
+class Kernel:
+    """Stands for pyudev's monitor."""
+
+    def __init__(self, *outcomes: OSError | None) -> None:
+        self._outcomes = list(outcomes)
+        self._socket = socket.socket()
+
+    def filter_by(self, subsystem: str) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def poll(self, timeout: float) -> None:
+        if outcome := self._outcomes.pop(0):
+            raise outcome
+
+
+def monitored(machine: Machine, *outcomes: OSError | None) -> Monitor:
+    machine.device(str(HERE))
+    with mock.patch("pyudev.Monitor.from_netlink", return_value=Kernel(*outcomes)):
+        return Monitor(machine.roots)
+
+
+@pytest.mark.parametrize(
+    ("error", "of_the_socket"),
+    [
+        (OSError(errno.ENOBUFS, "No buffer space"), 0),
+        (OSError("Error while polling"), errno.ENOBUFS),
+    ],
+)
+def test_events_that_the_kernel_had_no_room_for_are_missed(
+    machine: Machine, error: OSError, of_the_socket: int
+) -> None:
+    monitor = monitored(machine, error, None)
+    machine.device(str(THERE), serial="SN 2", sg="sg1", block="sdb")
+    with mock.patch.object(socket.socket, "getsockopt", return_value=of_the_socket):
+        changes = monitor.poll()
+    assert [(change.kind, change.device.address) for change in changes] == [
+        ("added", THERE),
+        ("missed", HERE),
+        ("missed", THERE),
+    ]
+
+
+def test_another_error_is_the_end(machine: Machine) -> None:
+    monitor = monitored(machine, OSError(errno.EBADF, "Bad file descriptor"))
+    with pytest.raises(HostError, match="device events end: Bad file descriptor"):
+        monitor.poll()

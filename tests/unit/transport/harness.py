@@ -95,10 +95,11 @@ def attached(
     *,
     kick: Notify = Notify.EVENTFD,
     call: Notify = Notify.EVENTFD,
+    timeout: float = TIMEOUT,
 ) -> Iterator[VirtioScsi]:
     """A probed device over the socket of a server."""
     memory = GuestMemory.anonymous(GUEST_SIZE, GUEST_BASE)
     allocator = DmaAllocator(GUEST_BASE, GUEST_SIZE)
     front_end = FrontEnd.connect(str(socket), timeout=TIMEOUT)
     with VhostUserBus(front_end, memory, allocator, kick=kick, call=call) as bus:
-        yield VirtioScsi(bus, options, timeout=TIMEOUT)
+        yield VirtioScsi(bus, options, timeout=timeout)

@@ -13,7 +13,7 @@ from vscsi_emu.backends.uri import parse_uri
 from vscsi_emu.config import Config, HbaConfig, LunConfig
 from vscsi_emu.driver.vhost_user import VhostUserBus
 from vscsi_emu.driver.virtio_scsi import KNOWN, Options, VirtioScsi
-from vscsi_emu.events import BACKLOG
+from vscsi_emu.hba.events import BACKLOG
 from vscsi_emu.scsi.identity import Identity
 from vscsi_emu.scsi.limits import Limits
 from vscsi_emu.scsi.passing import MULTIMEDIA

@@ -124,7 +124,7 @@ def test_nothing_is_taken_before_driver_ok(cpu: Cpu) -> None:
     assert ring.response(number) == Response.OK
 
 
-@pytest.mark.normative("feat.d4", "mmio.rsvd.d1")
+@pytest.mark.normative("feat.d4", "mmio.rsvd.d1", "rsvd.leg.d4")
 def test_offered_features(cpu: Cpu) -> None:
     words = []
     for word in range(4):

@@ -56,17 +56,21 @@ def test_any_valid_subset_is_accepted(features: Feature) -> None:
     assert Status.FEATURES_OK in Guest().negotiate(features)
 
 
-@pytest.mark.normative("feat.d3")
 @pytest.mark.parametrize(
     "features",
     [
         OFFERED | Feature.RING_PACKED,
         OFFERED | Feature.SCSI_INOUT,
         OFFERED | 1 << 63,
-        OFFERED & ~Feature.VERSION_1,
+        pytest.param(OFFERED | 1 << 30, marks=pytest.mark.normative("rsvd.leg.d4")),
+        # Version 2 has no legacy interface: a driver that would need it is refused.
+        pytest.param(
+            OFFERED & ~Feature.VERSION_1, marks=pytest.mark.normative("rsvd.d2", "feat.leg.d2")
+        ),
         0,
     ],
 )
+@pytest.mark.normative("feat.d3")
 def test_features_ok_is_refused(features: int) -> None:
     guest = Guest()
     assert guest.negotiate(features) == Status.ACKNOWLEDGE | Status.DRIVER
@@ -136,11 +140,13 @@ def test_legacy_features_by_selector() -> None:
     assert guest.backend.take() == [("features", Feature.EVENT_IDX)]
 
 
-def test_legacy_features_that_were_not_offered_are_left_out() -> None:
+@pytest.mark.normative("rsvd.leg.d4")
+@pytest.mark.parametrize("bit", [Feature.SCSI_INOUT, 1 << 30])
+def test_legacy_features_that_were_not_offered_are_left_out(bit: int) -> None:
     """There is no FEATURES_OK that could be refused."""
     guest = Guest(LEGACY)
     guest.acknowledge()
-    guest.choose(OFFERED | Feature.SCSI_INOUT)
+    guest.choose(OFFERED | bit)
     guest.add_status(Status.DRIVER_OK)
     assert guest.backend.take() == [("features", OFFERED & 0xFFFF_FFFF)]
     assert guest.device.counters == {Misuse.FEATURES_UNSUPPORTED: 1}

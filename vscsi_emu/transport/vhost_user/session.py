@@ -207,9 +207,9 @@ class Session:
         if unoffered := payload.value & ~int(self._offered):
             raise WireError(f"SET_PROTOCOL_FEATURES: bits {unoffered:#x} were not offered")
         wanted = ProtocolFeature(payload.value)
-        needed = ProtocolFeature.BACKEND_REQ | ProtocolFeature.REPLY_ACK
-        if ProtocolFeature.INBAND_NOTIFICATIONS in wanted and needed not in wanted:
-            raise WireError("INBAND_NOTIFICATIONS was set without BACKEND_REQ and REPLY_ACK")
+        for feature, needed in vu.PREREQUISITES.items():
+            if feature in wanted and needed not in wanted:
+                raise WireError(f"SET_PROTOCOL_FEATURES: {feature.name} needs {needed.name}")
         self._protocol = wanted
         self._rings.guest_addresses = ProtocolFeature.GPA_ADDRESSES in wanted
 

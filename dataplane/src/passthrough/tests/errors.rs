@@ -1,6 +1,7 @@
 //! How a command ends: status, sense data and residual count of the whole out of its pieces'.
 
 use super::*;
+use crate::passthrough::attention::{GONE, REFUSED};
 use crate::wire::{S_BAD_TARGET, S_TRANSPORT_FAILURE};
 
 const ILLEGAL_REQUEST: u8 = 5;
@@ -228,4 +229,49 @@ fn field_pointers_of_unmap_name_the_descriptor_of_the_guests_list() {
     let cdb = cdb_10(UNMAP, 0, 0, list.len() as u16);
     let passed = bench.write(&cdb, &Guest::new(&list, &[]));
     assert_eq!(passed.sense[15..18], [0x80, 0, 8 + 2 * 16]);
+}
+
+/// What a bench's device has to tell; once only, as it has a listener then.
+fn told(bench: &Bench) -> u64 {
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let listener = move |what| {
+        let _ = sender.send(what);
+    };
+    bench.device.attention.listen(listener);
+    receiver.try_recv().unwrap_or(0)
+}
+
+#[test]
+fn a_command_that_finds_no_device_has_somebody_look() {
+    let no_connect = Completion {
+        host: 0x01,
+        ..Completion::default()
+    };
+    let errors = [
+        Some(Err(io::Error::from_raw_os_error(libc::ENODEV))),
+        Some(Err(io::Error::from_raw_os_error(libc::ENXIO))),
+        Some(Ok(no_connect)),
+    ];
+    for error in errors {
+        let bench = Bench::new(limits(4096));
+        bench.script([error]);
+        assert_eq!(bench.read(&[0; 6], &Guest::zeroed(0)).response, 3);
+        assert_eq!(told(&bench), GONE);
+    }
+}
+
+#[test]
+fn a_refused_length_has_somebody_look_and_what_succeeds_has_not() {
+    let read = cdb_10(READ_10, 0, 0, 16);
+    let cases = [
+        (None, read.clone(), 8192, 0),
+        (refused(libc::EINVAL), read, 8192, REFUSED),
+        (refused(libc::EINVAL), vec![0; 6], 0, 0),
+    ];
+    for (first, cdb, len, expected) in cases {
+        let bench = Bench::new(limits(8192));
+        bench.script([first]);
+        bench.read(&cdb, &Guest::zeroed(len));
+        assert_eq!(told(&bench), expected, "{cdb:?}");
+    }
 }

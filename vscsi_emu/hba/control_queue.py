@@ -26,7 +26,7 @@ from vscsi_emu.virtio.scsi import (
 )
 
 if TYPE_CHECKING:
-    from vscsi_emu.hba import Hba
+    from vscsi_emu.hba.device import Hba
     from vscsi_emu.scsi.nexus import Nexus
     from vscsi_emu.scsi.target import Target
     from vscsi_emu.scsi.unit import LogicalUnit
@@ -80,7 +80,7 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> int:
     nexus = _find(hba, tmf.lun)
     if isinstance(nexus, Response):
         return nexus
-    if (refusal := _refusal(hba, nexus, tmf.subtype)) is not None:
+    if (refusal := await _refusal(hba, nexus, tmf.subtype, tmf.id)) is not None:
         return refusal
     runtime, port, lu = hba.runtime, hba.port, nexus.unit.data_plane
     mine = nexus.data_plane
@@ -114,9 +114,12 @@ async def _manage(hba: Hba, tmf: TmfRequest) -> int:
     return FUNCTION_COMPLETE
 
 
-def _refusal(hba: Hba, nexus: Nexus, function: int) -> int | None:
+async def _refusal(hba: Hba, nexus: Nexus, function: int, tag: int) -> int | None:
     """How a fault has it end."""
-    return hba.refuse_tmf(hba, nexus.unit, function) if hba.refuse_tmf else None
+    if hba.refuse_tmf is None:
+        return None
+    of_a_task = function in (TmfType.ABORT_TASK, TmfType.QUERY_TASK)
+    return await hba.refuse_tmf(hba, nexus, function, tag if of_a_task else None)
 
 
 async def _reset_unit(hba: Hba, nexus: Nexus) -> int:
@@ -146,8 +149,8 @@ async def _reset_nexus(hba: Hba, lun: bytes) -> int:
     target = _target(hba, lun)
     if target is None:
         return Response.BAD_TARGET
-    for nexus in target.nexuses.values():
-        if (refusal := _refusal(hba, nexus, TmfType.I_T_NEXUS_RESET)) is not None:
+    for nexus in list(target.nexuses.values()):
+        if (refusal := await _refusal(hba, nexus, TmfType.I_T_NEXUS_RESET, 0)) is not None:
             return refusal
 
     async def reset() -> int:
