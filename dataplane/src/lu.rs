@@ -236,7 +236,7 @@ mod tests {
         ] {
             cdb[8..10].copy_from_slice(&action);
             assert_eq!(table.route(&cdb), route, "{action:?}");
-            assert!(table.class(&cdb) == class, "{action:?}");
+            assert_eq!(table.class(&cdb), class, "{action:?}");
         }
         cdb[8..10].copy_from_slice(&[0, 9]);
         cdb[6] = 1;

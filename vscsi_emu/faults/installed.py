@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final
 from vscsi_emu import _dataplane
 from vscsi_emu.config import PASSTHROUGH
 from vscsi_emu.faults.vocabulary import Fault, FaultError, Medium, function_of, opcodes_of, rules_of
-from vscsi_emu.scsi.cdb import VARIABLE_LENGTH
 from vscsi_emu.virtio.scsi import Response
 
 if TYPE_CHECKING:
@@ -33,10 +32,8 @@ class TmfRule:
         self._random = random.Random(fault.seed)
         self._from = time.monotonic() + fault.start
         self._function = function_of(fault)
-        # Of variable-length CDBs any: tasks are found by operation code.
-        codes = {code if code <= 0xFF else VARIABLE_LENGTH for code in opcodes_of(fault)}
-        self.opcodes: Final = bytes(sorted(codes))
-        """Of the command that it is for; none: whatever."""
+        self.opcodes: Final = bytes({code >> 16 or code for code in opcodes_of(fault)})
+        """Operation codes of the commands that it is for; none: whatever."""
         self.met = 0
         self.hits = 0
 

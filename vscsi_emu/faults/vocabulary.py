@@ -435,12 +435,16 @@ def opcodes_of(fault: Fault) -> set[int]:
     wanted: set[int] = set()
     default = list(KINDS[fault.kind].commands)
     for name in default if fault.opcodes is None else fault.opcodes:
-        wanted |= _opcodes().get(str(name)) or {_number(name)}
+        wanted |= _codes(name)
     if not KINDS[fault.kind].others:
-        own = frozenset[int]().union(*(_opcodes()[name] for name in default))
+        own = frozenset[int]().union(*map(_codes, default))
         if not wanted or not wanted <= own:
             raise FaultError("opcodes", f"{fault.kind} is for {', '.join(default)} only")
     return wanted
+
+
+def _codes(name: str | int) -> frozenset[int]:
+    return _opcodes().get(str(name)) or frozenset({_number(name)})
 
 
 def _number(name: str | int) -> int:

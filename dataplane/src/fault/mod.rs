@@ -299,3 +299,51 @@ impl Rules {
         planned
     }
 }
+
+#[cfg(test)]
+mod matching {
+    use super::*;
+
+    fn fits(when: When, cdb: &[u8]) -> bool {
+        Rule::new(when, Action::default()).fits(&Command {
+            port: &Arc::default(),
+            tag: 0,
+            cdb,
+            blocks: sbc::blocks(cdb, &[]),
+            now: Instant::now(),
+        })
+    }
+
+    #[test]
+    fn variable_length_cdbs_are_named_by_service_action() {
+        let variable = |action, lba| {
+            let mut cdb = [0; 32];
+            (cdb[0], cdb[7], cdb[9], cdb[19], cdb[31]) = (0x7f, 0x18, action, lba, 2);
+            cdb
+        };
+        let (read, write) = (variable(0x09, 5), variable(0x0b, 5));
+        let reads = || When {
+            opcodes: vec![0x28],
+            actions: vec![0x09],
+            ..When::default()
+        };
+        assert!(fits(reads(), &read));
+        assert!(!fits(reads(), &write));
+        assert!(fits(reads(), &[0x28; 16]));
+        assert!(!fits(reads(), &[0x2a; 16]));
+        for opcodes in [vec![], vec![0x7f]] {
+            let when = || When {
+                opcodes: opcodes.clone(),
+                blocks: Some((6, 9)),
+                ..When::default()
+            };
+            assert!(fits(when(), &read) && fits(when(), &write));
+            assert!(!fits(when(), &variable(0x0b, 4)));
+        }
+        let only = When {
+            actions: vec![0x09],
+            ..When::default()
+        };
+        assert!(!fits(only, &[0x28; 16]));
+    }
+}

@@ -1,11 +1,10 @@
 //! What each corruption makes of each command on the medium.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use super::data::Corruption::{self, Flip, Lost, Misdirected, Torn};
 use super::data::{FaultyEngine, Wrong};
-use super::{Action, Command, Corrupted, Rule, When};
+use super::Corrupted;
 use crate::engine::memory::MemoryEngine;
 use crate::engine::testing::Guest;
 use crate::engine::{total, trim, Engine, Io, IoKind};
@@ -422,47 +421,4 @@ fn blocks_of_a_parameter_list() {
     let mut short = change.cdb.clone();
     short[8] = 3;
     assert_eq!(blocks(&short, &Guest::new(&change.data_out, &[]).iov), []);
-}
-
-fn named(when: When, cdb: &[u8]) -> bool {
-    Rule::new(when, Action::default()).fits(&Command {
-        port: &Arc::default(),
-        tag: 0,
-        cdb,
-        blocks: blocks(cdb, &[]),
-        now: Instant::now(),
-    })
-}
-
-#[test]
-fn variable_length_cdbs_are_named_by_service_action() {
-    let variable = |action, lba| {
-        let mut cdb = [0; 32];
-        (cdb[0], cdb[7], cdb[9], cdb[19], cdb[31]) = (0x7f, 0x18, action, lba, 2);
-        cdb
-    };
-    let (read, write) = (variable(0x09, 5), variable(0x0b, 5));
-    let reads = || When {
-        opcodes: vec![0x28],
-        actions: vec![0x09],
-        ..When::default()
-    };
-    assert!(named(reads(), &read));
-    assert!(!named(reads(), &write));
-    assert!(named(reads(), &[0x28; 16]));
-    assert!(!named(reads(), &[0x2a; 16]));
-    for opcodes in [vec![], vec![0x7f]] {
-        let when = || When {
-            opcodes: opcodes.clone(),
-            blocks: Some((6, 9)),
-            ..When::default()
-        };
-        assert!(named(when(), &read) && named(when(), &write));
-        assert!(!named(when(), &variable(0x0b, 4)));
-    }
-    let only = When {
-        actions: vec![0x09],
-        ..When::default()
-    };
-    assert!(!named(only, &[0x28; 16]));
 }
