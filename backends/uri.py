@@ -52,6 +52,7 @@ class LunSpec:
     rotation_rate: int | None = None
     discard: bool = True
     lbprz: bool = False
+    cdb_32: bool = False
     removable: bool = False
     write_cache: bool = True
     volatile_cache: bool = False
@@ -240,6 +241,7 @@ KEYS: Final[Mapping[str, _Key]] = MappingProxyType(
         "rotation-rate": _Key("rotation_rate", _rotation_rate),
         "discard": _Key("discard", parse_switch),
         "lbprz": _Key("lbprz", parse_switch),
+        "cdb-32": _Key("cdb_32", parse_switch),
         "thin": _Key("thin", parse_size),
         "pool": _Key("pool", _pool),
         "soft-threshold": _Key("soft_threshold", _percent),

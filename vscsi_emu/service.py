@@ -425,6 +425,7 @@ def _logical_unit(
         rotation_rate=backend.rotation_rate,
         discard=spec.discard,
         lbprz=spec.lbprz,
+        cdb_32=spec.cdb_32,
         write_cache=spec.write_cache,
         queue_depth=spec.queue_depth or 0,
         flush=partial(asyncio.to_thread, backend.sync),

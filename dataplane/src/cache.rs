@@ -35,6 +35,8 @@ pub enum Use {
     /// What it writes may stay there.
     Fills,
     Flushes(Flush),
+    /// A fault to order makes its errors up: the cache is as it was.
+    Pretends,
 }
 
 /// A flush under way.

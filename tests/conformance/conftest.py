@@ -15,7 +15,8 @@ FILE_DISK_BYTES = 64 << 20
 def running_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """Units: 0:0 a file, 0:1 memory with 4096-byte blocks, 7:5 read-only, 255:16383 memory."""
     image = make_image(tmp_path_factory.mktemp("disk"))
-    luns = [str(image), "0:1=mem:64M,block-size=4096", "7:5=mem:8M,ro", "255:16383=mem:8M"]
+    own = [f"{image},cdb-32=on", "0:1=mem:64M,block-size=4096,cdb-32=on"]
+    luns = [*own, "7:5=mem:8M,ro", "255:16383=mem:8M"]
     with Server(luns, arguments=["--in-band"]) as server:
         yield server
         assert server.process.terminate() == 0, server.process.log[-4000:]

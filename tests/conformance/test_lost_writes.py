@@ -65,7 +65,7 @@ class Cache(Storage):
 @pytest.fixture
 def nodes() -> Iterator[list[Disk]]:
     """The same disk through several HBAs."""
-    one = from_arguments([f"0:0=python:{__name__}:Cache"])
+    one = from_arguments([f"0:0=python:{__name__}:Cache,cdb-32=on"])
     hbas = tuple(replace(one.hbas[0], port_group=number + 1) for number in range(NODES))
     with InProcess(Config(one.luns, hbas)) as machine:
         yield [

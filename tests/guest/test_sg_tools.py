@@ -227,7 +227,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> Ran:
     image = tmp_path_factory.mktemp("xfs") / "disk.img"
     with image.open("wb") as file:
         file.truncate(512 * MIB)
-    with HbaProcess(["0:0=mem:64M", f"1:0={image}"]) as hba:
+    with HbaProcess(["0:0=mem:64M,cdb-32=on", f"1:0={image}"]) as hba:
         try:
             result = UmlGuest([hba.socket]).run(SCRIPT, 240)
         except GuestUnavailable as error:

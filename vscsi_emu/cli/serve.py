@@ -107,6 +107,7 @@ def serve(
       discard=on|off              whether UNMAP frees space
       lbprz=on|off                say that unmapped blocks read as zeros: guests may then
                                   zero by unmapping
+      cdb-32=on|off               READ, WRITE, VERIFY, WRITE SAME with 32-byte CDBs
       removable                   the medium can be ejected
       thin=SIZE                   space that its blocks may take; writes that need more fail
       pool=NAME                   units with this name share that space

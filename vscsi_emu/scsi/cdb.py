@@ -93,6 +93,8 @@ class Feature(enum.Flag):
     COMPARE_AND_WRITE = enum.auto()
     ATOMIC_WRITES = enum.auto()
     """SBC-4 4.29."""
+    CDB_32 = enum.auto()
+    """32-byte commands of SBC, without the protection information that they are for."""
     SAVED_STATE = enum.auto()
     """Something that outlives the process to save state in."""
     ACA = enum.auto()

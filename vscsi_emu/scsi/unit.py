@@ -45,8 +45,10 @@ async def _nothing(*_: object) -> None:
     pass
 
 
-def _features(limits: Limits, *, thin: bool, removable: bool, saved: bool) -> Feature:
+def _features(limits: Limits, *, thin: bool, removable: bool, cdb_32: bool, saved: bool) -> Feature:
     features = Feature.ACA
+    if cdb_32:
+        features |= Feature.CDB_32
     if thin:
         features |= Feature.THIN
     if saved:
@@ -75,6 +77,7 @@ class LogicalUnit:
     - `rotation_rate`: rpm, 1 for a solid state medium, 0 for unknown (SBC-4 6.6.2).
     - `discard`: thin provisioning is offered where the engine really frees space. `lbprz`: it
       says that unmapped blocks read as zeros, which they do in any case (SBC-4 6.6.7).
+    - `cdb_32`: has the 32-byte commands, which SBC-4 5.19 reserves for type 2 protection.
     - `thin`: the space that bounds it, which `engine` takes its own from; `watcher` tells of it.
     - `queue_depth`: the most commands in the task set, then TASK SET FULL; 0: no limit but rings'.
     - `flush()` makes what was written durable; an `OSError` from it becomes MEDIUM ERROR.
@@ -97,6 +100,7 @@ class LogicalUnit:
         rotation_rate: int = 1,
         discard: bool = True,
         lbprz: bool = False,
+        cdb_32: bool = False,
         write_cache: bool = True,
         limits: Limits | None = None,
         queue_depth: int = 0,
@@ -125,6 +129,7 @@ class LogicalUnit:
             self.limits,
             thin=discard and engine.can_discard,
             removable=removable,
+            cdb_32=cdb_32,
             saved=store is not None,
         )
         self.commands: Final[CommandTable] = commands or command_table(self.features)

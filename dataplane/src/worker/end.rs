@@ -83,8 +83,9 @@ impl Thread {
         if let Some(nexus) = &task.nexus {
             let cache = &nexus.lu.cache;
             match task.cache {
+                Use::Pretends => {}
                 Use::Flushes(flush) => cache.lost(flush.settled, Some(nexus)),
-                _ => cache.lost(cache.settled(), None),
+                Use::None | Use::Fills => cache.lost(cache.settled(), None),
             }
         }
     }
@@ -108,7 +109,7 @@ impl Thread {
                     return Outcome::write_error(policy);
                 }
             }
-            Use::Flushes(_) | Use::None => {}
+            Use::Flushes(_) | Use::None | Use::Pretends => {}
         }
         *outcome
     }

@@ -78,12 +78,15 @@ impl Thread {
             data_out_len,
             task.data_in_len,
         );
-        task.cache = plan.cache_use(&nexus.lu.cache);
+        let (block_size, engine) = (policy.block_size.into(), &nexus.lu.engine);
+        let faulty = fault::faulty(&mut task.fault, &plan, block_size, engine);
+        task.cache = match plan.cache_use(&nexus.lu.cache) {
+            Use::None if faulty.is_some() => Use::Pretends,
+            used => used,
+        };
         if task.cache == Use::Fills {
             nexus.written.note(&nexus.lu.cache);
         }
-        let (block_size, engine) = (policy.block_size.into(), &nexus.lu.engine);
-        let faulty = fault::faulty(&mut task.fault, &plan, block_size, engine);
         match plan {
             Plan::Done(outcome) => self.outcome(slot, &outcome),
             Plan::Overrun => self.respond(slot, &Response::transport(wire::S_OVERRUN)),

@@ -86,6 +86,12 @@ SETUPS = {
             {"lbprz": "on"},
             groups=("Unmap", "WriteSame10", "WriteSame16"),
         ),
+        Setup(
+            "V",
+            "A with 32-byte commands",
+            {"cdb-32": "on"},
+            groups=("ReportSupportedOpcodes",),
+        ),
         Setup("S", "A, sanitized", groups=(suite.SANITIZE,)),
     )
 }

@@ -117,14 +117,14 @@ LBA_32 = "ff" * 8
     ],
 )
 def test_one_command(options: int, opcode: int, action: int, data: str) -> None:
-    assert one_command(make_target(make_unit()), options, opcode, action) == bytes.fromhex(data)
+    target = make_target(make_unit(cdb_32=True))
+    assert one_command(target, options, opcode, action) == bytes.fromhex(data)
 
 
 @pytest.mark.parametrize(
     ("options", "opcode"),
     [
         (1, 0x9E),  # needs a service action to name a command
-        (1, 0x7F),
         (2, 0x28),  # has none
         (4, 0x28),
         (7, 0x28),

@@ -40,7 +40,9 @@ MEDIA = {
     },
     _dataplane.ROUTE_MEDIA: {0x2F, 0xAF, 0x8F, 0x35, 0x91, 0x34, 0x90},
 }
-ALL_FEATURES = Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES | Feature.ACA
+ALL_FEATURES = (
+    Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES | Feature.ACA | Feature.CDB_32
+)
 
 
 PERSISTENT_RESERVE_OUT = 0x5F
@@ -243,7 +245,7 @@ def test_the_obsolete_lun_field_is_ignored(cdb: str) -> None:
 
 @pytest.mark.parametrize("command", commands(), ids=name)
 def test_every_reserved_bit_is_refused_with_its_pointer(command: CommandType) -> None:
-    target = make_target(make_unit())
+    target = make_target(make_unit(cdb_32=True))
     base = cdb_of(command)
     for offset in range(1, command.length):
         known = command.accepted[offset]
@@ -304,7 +306,7 @@ def test_unknown_operation_codes() -> None:
 
 
 def test_unknown_service_actions_of_variable_length_cdbs() -> None:
-    target = make_target(make_unit())
+    target = make_target(make_unit(cdb_32=True))
     known = {c.service_action for c in commands() if c.opcode == VARIABLE_LENGTH}
     assert known == {0x09, 0x0A, 0x0B, 0x0C, 0x0D}
     for action in {*range(32), 0x0109, 0x0900, 0xFFFF} - known:
@@ -316,7 +318,15 @@ def test_unknown_service_actions_of_variable_length_cdbs() -> None:
 def test_a_variable_length_cdb_says_its_length(length: int) -> None:
     cdb = b"\x7f" + bytes(6) + bytes([length, 0, 9]) + bytes(22)
     wrong = (length & ~0x18).bit_length() - 1
-    assert refused(make_target(make_unit()), cdb) == bad_cdb(7, wrong if wrong >= 0 else None)
+    assert refused(make_target(make_unit(cdb_32=True)), cdb) == bad_cdb(
+        7, wrong if wrong >= 0 else None
+    )
+
+
+def test_32_byte_commands_are_there_on_request() -> None:
+    cdb = cdb_of(next(entry for entry in commands() if entry.name == "READ(32)"))
+    assert send(make_target(make_unit(cdb_32=True)), cdb).executed
+    assert refused(make_target(make_unit()), cdb).code == Asc.INVALID_COMMAND_OPERATION_CODE
 
 
 def test_filters_name_variable_length_cdbs_by_service_action() -> None:
@@ -343,7 +353,7 @@ def test_a_short_cdb_is_padded_with_zeros() -> None:
 
 @pytest.mark.parametrize("command", commands(), ids=name)
 def test_media_commands_go_to_the_data_plane(command: CommandType) -> None:
-    executed = send(make_target(make_unit()), cdb_of(command)).executed
+    executed = send(make_target(make_unit(cdb_32=True)), cdb_of(command)).executed
     assert executed == command.media
     # The data plane knows service actions of variable-length CDBs only: Python sees others first.
     if command.route is not Route.PYTHON:

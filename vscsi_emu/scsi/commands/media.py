@@ -46,7 +46,7 @@ def _command_32(
         32,
         route,
         service_action=action,
-        needs=Feature.NONE,
+        needs=Feature.CDB_32,
         allowed=allowed,
         handler=None,
         **flags,

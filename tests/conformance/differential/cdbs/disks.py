@@ -30,7 +30,7 @@ LINUX_VERSION: Final = "6.1"
 
 
 def ours(questions: Sequence[Question]) -> list[Answer]:
-    with InProcess(from_arguments([f"0:0=mem:{_MIB}M"])) as process:
+    with InProcess(from_arguments([f"0:0=mem:{_MIB}M,cdb-32=on"])) as process:
         (slot,) = process.slots
         heap = DmaAllocator(_HEAP, RAM - _HEAP)
         bus = VirtioMmioBus(slot, slot.base, heap, MODERN)

@@ -20,7 +20,7 @@ from vscsi_emu.scsi.cdb import (
 from vscsi_emu.scsi.limits import Limits
 from vscsi_emu.scsi.table import command_table
 
-FEATURES: Final = Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES
+FEATURES: Final = Feature.THIN | Feature.COMPARE_AND_WRITE | Feature.ATOMIC_WRITES | Feature.CDB_32
 """Of the disk that we ask: thin, fixed."""
 LIMITS: Final = Limits.default(BLOCK)
 MOST_DATA: Final = 256 * BLOCK
