@@ -117,6 +117,7 @@ def serve(
                                   what the disk says of its write cache at first
       max-sectors=, seg-max=, cmd-per-lun=
                                   what guests are told at most of this disk, as the options
+      queue-depth=                commands in the task set; more get TASK SET FULL
       iops=, bps=                 the most commands, and bytes, a second
       iops-burst=, bps-burst=     what may come at once after a pause
       volatile-cache              writes are lost by power.fail until they are flushed
