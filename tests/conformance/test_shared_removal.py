@@ -116,5 +116,6 @@ def test_nothing_begins_if_one_is_leaving_already(rig: Rig) -> None:
         first.result(TIMEOUT)
     assert rig.places() == [True, False]
     disk = Disk(rig.drivers[0], *PLACES[0])
+    disk.ready()  # with one target port less, INQUIRY DATA HAS CHANGED
     disk.write(7, pattern(512))
     assert disk.read(7, 1) == pattern(512)
