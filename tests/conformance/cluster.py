@@ -57,7 +57,10 @@ class Cluster:
         # The log says so of each socket once it listens.
         while self._log().count("listening on ") < len(self.nodes):
             assert self._process.poll() is None, self._log()
-            assert time.monotonic() < deadline, self._log()
+            if time.monotonic() > deadline:
+                self._process.kill()
+                self._process.wait(STOP_SECONDS)
+                raise AssertionError(f"it does not listen: {self._log()}")
             time.sleep(0.02)
 
     def __exit__(
