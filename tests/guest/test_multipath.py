@@ -145,8 +145,22 @@ class Host:
                 pass
             assert self.sectors_written(path) == before, f"I/O through path {path}"
 
+    def in_flight(self, path: int) -> int:
+        counts = self.run(f"cat /sys/bus/scsi/devices/{path}:0:0:0/block/*/inflight")
+        return sum(map(int, counts.split()))
+
     def pull(self, path: int) -> None:
+        """While commands are under way there."""
+        [disk] = self._served.service.disks.values()
+        deadline = time.monotonic() + SETTLE_SECONDS
+        self._served.call(disk.pause(deadline=SETTLE_SECONDS))
+        # dm-multipath may have sent all that it can on the other path.
+        while not self.in_flight(path):
+            assert time.monotonic() < deadline, f"nothing in flight on path {path}"
+            self._served.call(disk.resume())
+            self._served.call(disk.pause(deadline=SETTLE_SECONDS))
         self._served.call(self._hbas[path].remove_lun((0, 0)))
+        self._served.call(disk.resume())
 
     def plug(self, path: int) -> None:
         async def add() -> None:
@@ -216,6 +230,7 @@ def test_io_outlives_a_pulled_path(host: Host, path: int) -> None:
     other = 1 - path
     host.pull(path)
     host.until(*(None if number == path else READY for number in (0, 1)))
+    assert re.search(r"multipath: \d+:\d+: Failing path 8:\d+", host.run("dmesg"))
     host.expect_io(other)
     host.plug(path)
     host.until(READY, READY)
